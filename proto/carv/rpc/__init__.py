@@ -1,0 +1,1 @@
+"""Generated messages; `make proto` rewrites this folder from the .proto files."""

@@ -1,0 +1,33 @@
+"""The ``carv`` command. Each subcommand imports what it needs when it runs, so that ``carv
+teachers`` works where only the light client is installed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from carv_client import commands as client_commands
+from carv_server import __version__, serve_command
+
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse and run; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="carv",
+        description="Variance-reduced gradients from a frozen diffusion teacher, over gRPC.",
+    )
+    parser.add_argument("--version", action="version", version=f"carv {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    serve_command.register(subparsers)
+
+    client_commands.register(subparsers)
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

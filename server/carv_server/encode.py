@@ -1,0 +1,137 @@
+"""Domain objects to reply messages."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from carv.tensors import encode_tensor
+from carv.v1 import sampling_pb2, teacher_pb2, teacher_service_pb2, tensor_pb2
+from carv_server.estimate import Estimate, VarianceEstimator
+from carv_server.request import RequestLimits
+from carv_server.sampling.plan import DrawPlan, NoiseCoupling, Sampling
+from carv_server.sampling.prediction import PredictionType
+from carv_server.sampling.proposals import Proposal
+from carv_server.sampling.schedule import ScheduleKind
+from carv_server.sampling.timesteps import TimestepSampler
+from carv_server.teachers.protocol import TeacherDescription
+
+__all__ = ["encode_diagnostics", "encode_draws", "encode_sampling", "encode_teacher"]
+
+_PREDICTION_TYPES = {
+    PredictionType.EPSILON: teacher_pb2.PREDICTION_TYPE_EPSILON,
+    PredictionType.V: teacher_pb2.PREDICTION_TYPE_V,
+    PredictionType.SAMPLE: teacher_pb2.PREDICTION_TYPE_SAMPLE,
+    PredictionType.FLOW: teacher_pb2.PREDICTION_TYPE_FLOW,
+}
+_SCHEDULE_KINDS = {
+    ScheduleKind.DISCRETE: teacher_pb2.SCHEDULE_KIND_DISCRETE,
+    ScheduleKind.FLOW: teacher_pb2.SCHEDULE_KIND_FLOW,
+}
+_SAMPLERS = {
+    TimestepSampler.IID: sampling_pb2.TIMESTEP_SAMPLER_IID,
+    TimestepSampler.STRATIFIED: sampling_pb2.TIMESTEP_SAMPLER_STRATIFIED,
+    TimestepSampler.GLOBAL: sampling_pb2.TIMESTEP_SAMPLER_GLOBAL,
+    TimestepSampler.NESTED: sampling_pb2.TIMESTEP_SAMPLER_NESTED,
+}
+_PROPOSALS = {
+    Proposal.PRIOR: sampling_pb2.PROPOSAL_PRIOR,
+    Proposal.WEIGHT: sampling_pb2.PROPOSAL_WEIGHT,
+}
+_COUPLINGS = {
+    NoiseCoupling.IID: sampling_pb2.NOISE_COUPLING_IID,
+    NoiseCoupling.ANTITHETIC: sampling_pb2.NOISE_COUPLING_ANTITHETIC,
+}
+_VARIANCE_ESTIMATORS = {
+    VarianceEstimator.UNAVAILABLE: teacher_service_pb2.VARIANCE_ESTIMATOR_UNAVAILABLE,
+    VarianceEstimator.UNBIASED: teacher_service_pb2.VARIANCE_ESTIMATOR_UNBIASED,
+    VarianceEstimator.CONSERVATIVE: teacher_service_pb2.VARIANCE_ESTIMATOR_CONSERVATIVE,
+}
+_TENSOR_DTYPES = {
+    torch.float32: tensor_pb2.D_TYPE_FLOAT32,
+    torch.float16: tensor_pb2.D_TYPE_FLOAT16,
+    torch.bfloat16: tensor_pb2.D_TYPE_BFLOAT16,
+    torch.int64: tensor_pb2.D_TYPE_INT64,
+}
+
+
+def encode_teacher(
+    teacher_id: str,
+    description: TeacherDescription,
+    *,
+    device: str,
+    limits: RequestLimits,
+    max_message_bytes: int,
+    evaluation_seconds: float,
+    with_schedule: bool,
+) -> teacher_pb2.Teacher:
+    conditioning = description.conditioning
+    schedule = None
+    if with_schedule:
+        schedule = teacher_pb2.Schedule(
+            kind=_SCHEDULE_KINDS[description.schedule.kind],
+            alpha=description.schedule.alpha,
+            sigma=description.schedule.sigma,
+        )
+    return teacher_pb2.Teacher(
+        id=teacher_id,
+        digest=description.digest,
+        family=description.family,
+        event_shape=description.event_shape,
+        schedule=schedule,
+        prediction_type=_PREDICTION_TYPES[description.prediction_type],
+        conditioning_schema=teacher_pb2.ConditioningSchema(
+            accepts_prompts=conditioning.accepts_prompts,
+            classes=conditioning.classes,
+            has_unconditional=conditioning.has_unconditional,
+            tensors=[
+                teacher_pb2.ConditioningTensor(
+                    name=tensor.name, dtype=_TENSOR_DTYPES[tensor.dtype], shape=tensor.shape
+                )
+                for tensor in conditioning.tensors
+            ],
+            vocabulary=conditioning.vocabulary,
+        ),
+        limits=teacher_pb2.Limits(
+            max_message_bytes=max_message_bytes,
+            max_draws=limits.max_draws,
+            max_renders=limits.max_renders,
+            max_branches=limits.max_branches,
+            max_evaluations=limits.max_evaluations,
+            max_prompts=limits.max_prompts,
+            max_prompt_characters=limits.max_prompt_characters,
+        ),
+        latent_scaling=teacher_pb2.LatentScaling(
+            scaling_factor=description.scaling_factor, shift_factor=description.shift_factor
+        ),
+        evaluation_seconds=evaluation_seconds,
+        device=device,
+        description=description.description,
+    )
+
+
+def encode_sampling(sampling: Sampling, draws: int) -> sampling_pb2.Sampling:
+    return sampling_pb2.Sampling(
+        timestep_sampler=_SAMPLERS[sampling.sampler],
+        proposal=_PROPOSALS[sampling.proposal],
+        noise_coupling=_COUPLINGS[sampling.coupling],
+        draws=draws,
+    )
+
+
+def encode_diagnostics(estimate: Estimate) -> teacher_service_pb2.Diagnostics:
+    variance = estimate.noise_variance
+    return teacher_service_pb2.Diagnostics(
+        variance_estimator=_VARIANCE_ESTIMATORS[estimate.variance_estimator],
+        noise_variance=None if variance is None else encode_tensor(variance),
+        effective_sample_size=encode_tensor(estimate.effective_sample_size),
+    )
+
+
+def encode_draws(plan: DrawPlan) -> teacher_service_pb2.DrawTable:
+    return teacher_service_pb2.DrawTable(
+        timesteps=encode_tensor(plan.timesteps),
+        noise_indices=encode_tensor(plan.noise_indices),
+        signs=encode_tensor(plan.signs.astype(np.float32)),
+        importance_weights=encode_tensor(plan.importance_weights),
+    )

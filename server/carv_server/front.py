@@ -1,0 +1,161 @@
+"""The gRPC front: raw bytes in and out, statuses, admission while draining.
+
+Handlers take bytes, because a message that does not parse would otherwise end in UNKNOWN, and
+because large parses belong off the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+
+from carv.errors import STATUS_CODES, STATUS_METADATA_KEY, ErrorDetails, Reason, encode_status
+from carv.v1 import teacher_service_pb2 as pb
+from carv_server.errors import RequestError
+from carv_server.service import Call, TeacherService
+
+__all__ = ["Front"]
+
+_log = logging.getLogger(__name__)
+
+_STATUS_BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+_PARSE_ASIDE_BYTES = 64 * 1024
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class Front:
+    """Counts in-flight calls, refuses new ones while draining, and turns errors to statuses.
+
+    Args:
+        clock: the scheduler's clock, on which deadlines are passed on.
+    """
+
+    def __init__(
+        self,
+        service: TeacherService,
+        max_message_bytes: int,
+        workers: ThreadPoolExecutor,
+        clock: Callable[[], float],
+    ) -> None:
+        self._service = service
+        self._max_message_bytes = max_message_bytes
+        self._workers = workers
+        self._clock = clock
+        self._draining = False
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def service_name(self) -> str:
+        return pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """One raw handler for every method of the service descriptor."""
+        calls: dict[str, Callable[[Any, Call], Awaitable[Message]]] = {
+            "ListTeachers": self._service.list_teachers,
+            "GetTeacher": self._service.get_teacher,
+            "CreateConditioning": self._service.create_conditioning,
+            "EstimateGradient": self._service.estimate_gradient,
+            "PredictNoise": self._service.predict_noise,
+        }
+        methods = pb.DESCRIPTOR.services_by_name["TeacherService"].methods_by_name
+        return grpc.method_handlers_generic_handler(
+            self.service_name,
+            {
+                name: self._raw(getattr(pb, method.input_type.name), calls[name])
+                for name, method in methods.items()
+            },
+        )
+
+    def drain(self) -> None:
+        """Refuse new calls with UNAVAILABLE."""
+        self._draining = True
+
+    async def wait_idle(self) -> None:
+        """Until no call is in flight."""
+        await self._idle.wait()
+
+    def _raw(
+        self, message: type[Message], handle: Callable[[Any, Call], Awaitable[Message]]
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        async def call(data: bytes, context: Context) -> bytes:
+            started = time.perf_counter()
+            self._in_flight += 1
+            self._idle.clear()
+            try:
+                return await self._answer(data, message, handle, started, context)
+            except RequestError as error:
+                failure = error
+            except (asyncio.CancelledError, grpc.aio.AbortError):
+                raise
+            except Exception:
+                _log.exception("%s failed", message.DESCRIPTOR.name)
+                failure = RequestError(
+                    Reason.INTERNAL, "a defect of the server; its log has the trace"
+                )
+            finally:
+                self._in_flight -= 1
+                if self._in_flight == 0:
+                    self._idle.set()
+            await _abort(context, failure)
+            raise AssertionError("abort returned")
+
+        return grpc.unary_unary_rpc_method_handler(call)  # pyright: ignore[reportArgumentType]
+
+    async def _answer(
+        self,
+        data: bytes,
+        message: type[Message],
+        handle: Callable[[Any, Call], Awaitable[Message]],
+        started: float,
+        context: Context,
+    ) -> bytes:
+        if self._draining:
+            raise RequestError(
+                Reason.DRAINING, "the server is shutting down; send it elsewhere or later"
+            )
+        if len(data) > self._max_message_bytes:
+            raise RequestError(
+                Reason.MESSAGE_TOO_LARGE,
+                f"the request holds {len(data)} bytes; the limit is {self._max_message_bytes}: "
+                "send fewer renders at once",
+            )
+        request = await self._parse(data, message)
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else self._clock() + remaining
+        reply = await handle(request, Call(started, deadline))
+        return reply.SerializeToString()
+
+    async def _parse(self, data: bytes, message: type[Message]) -> Message:
+        try:
+            if len(data) < _PARSE_ASIDE_BYTES:
+                return message.FromString(data)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._workers, message.FromString, data)
+        except DecodeError:
+            raise RequestError(
+                Reason.MALFORMED_MESSAGE,
+                f"the bytes are not a {message.DESCRIPTOR.full_name}",
+            ) from None
+
+
+async def _abort(context: Context, error: RequestError) -> None:
+    code = STATUS_CODES[error.reason]
+    details = ErrorDetails(
+        error.reason.value, error.metadata, error.violations, error.retry_delay_seconds
+    )
+    await context.abort(
+        _STATUS_BY_NUMBER[code],
+        error.message,
+        trailing_metadata=((STATUS_METADATA_KEY, encode_status(code, error.message, details)),),
+    )

@@ -1,0 +1,1 @@
+"""Replicas: one process holding one teacher on one device, behind one small protocol."""

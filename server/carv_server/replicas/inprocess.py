@@ -1,0 +1,62 @@
+"""The embedded replica: the teacher in this process, its forward in one thread of its own, so
+that the event loop keeps answering."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from carv_server.replicas.forward import evaluate
+from carv_server.replicas.protocol import MicrobatchResult, Work
+from carv_server.teachers.protocol import Source, Teacher, TeacherDescription, Tensors
+
+__all__ = ["InProcessReplica"]
+
+_Result = TypeVar("_Result")
+
+
+class InProcessReplica:
+    """Runs microbatches of one teacher, one at a time.
+
+    Args:
+        executor: a single thread; replicas of teachers on one device share it.
+    """
+
+    def __init__(self, teacher: Teacher, executor: ThreadPoolExecutor) -> None:
+        self._teacher = teacher
+        self._executor = executor
+
+    @property
+    def description(self) -> TeacherDescription:
+        return self._teacher.description
+
+    @property
+    def device(self) -> str:
+        return self._teacher.device.type
+
+    @property
+    def in_flight(self) -> int:
+        # A second microbatch in the thread's queue hides launch latency on an accelerator; on
+        # a CPU it would only bind rows to a batch too early.
+        return 1 if self.device == "cpu" else 2
+
+    async def encode(self, source: Source) -> Sequence[Tensors]:
+        return await self._call(lambda: self._teacher.encode(source))
+
+    async def run(self, works: Sequence[Work]) -> MicrobatchResult:
+        return await self._call(lambda: self._timed(works))
+
+    def _timed(self, works: Sequence[Work]) -> MicrobatchResult:
+        start = time.perf_counter()
+        results = evaluate(self._teacher, works)
+        if self._teacher.device.type == "cuda":
+            torch.cuda.synchronize(self._teacher.device)
+        return MicrobatchResult(results, time.perf_counter() - start)
+
+    async def _call(self, function: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function)

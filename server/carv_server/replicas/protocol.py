@@ -1,0 +1,137 @@
+"""The work a replica is given and what it gives back: arrays and plain types only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from carv_server.sampling.reduce import Moments
+from carv_server.teachers.protocol import Source, TeacherDescription, Tensors
+
+__all__ = [
+    "Branch",
+    "Conditioning",
+    "MicrobatchResult",
+    "NonFiniteDraw",
+    "Replica",
+    "Work",
+    "WorkResult",
+]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """One row of conditioning and the handle that stands for it."""
+
+    handle: str
+    tensors: Tensors
+
+    @property
+    def signature(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Names and shapes; rows share a forward only where these agree."""
+        return tuple(sorted((name, tuple(t.shape)) for name, t in self.tensors.items()))
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One guidance branch: one conditioning for all renders, or one for each.
+
+    Attributes:
+        use_reference: evaluate at the reference latents.
+    """
+
+    conditionings: Sequence[Conditioning]
+    use_reference: bool = False
+
+    def conditioning(self, render: int) -> Conditioning:
+        return self.conditionings[render if len(self.conditionings) > 1 else 0]
+
+
+@dataclass(frozen=True)
+class Work:
+    """n draws of one request, evaluated in one microbatch.
+
+    Attributes:
+        latents, reference_latents: float32 [R, *event_shape] of the whole request, on the CPU.
+            With ``latents_are_noisy`` they are z_t itself.
+        renders, timesteps, noise_indices, groups: int64 [n].
+        signs: float32 [n].
+        scales: float32 [n], importance weight times w(t).
+        branch_coefficients: float32 [B, n], a_j(t).
+        noise_coefficients: float32 [n], d(t).
+        keep_predictions: return eps_hat of every draw in place of the reduced integrand.
+    """
+
+    seed: int
+    latents: torch.Tensor
+    reference_latents: torch.Tensor | None
+    branches: Sequence[Branch]
+    renders: torch.Tensor
+    timesteps: torch.Tensor
+    noise_indices: torch.Tensor
+    groups: torch.Tensor
+    signs: torch.Tensor
+    scales: torch.Tensor
+    branch_coefficients: torch.Tensor
+    noise_coefficients: torch.Tensor
+    latents_are_noisy: bool = False
+    keep_predictions: bool = False
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.renders) * len(self.branches)
+
+
+@dataclass(frozen=True)
+class NonFiniteDraw:
+    """The teacher gave NaN or infinity at this draw."""
+
+    render: int
+    timestep: int
+    noise_index: int
+
+
+@dataclass(frozen=True)
+class WorkResult:
+    """Per-render moments by (render, group size), or predictions float32 [n, *event_shape];
+    or the first draw that was not finite."""
+
+    moments: Mapping[tuple[int, int], Moments] | None = None
+    predictions: torch.Tensor | None = None
+    failure: NonFiniteDraw | None = None
+
+
+@dataclass(frozen=True)
+class MicrobatchResult:
+    """Results in the order of the works, and the seconds that the forward took."""
+
+    results: Sequence[WorkResult]
+    seconds: float
+
+
+class Replica(Protocol):
+    """One teacher on one device."""
+
+    @property
+    def description(self) -> TeacherDescription: ...
+
+    @property
+    def device(self) -> str:
+        """"cpu" or "cuda"."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """Microbatches that it wants at once so that its device never waits."""
+        ...
+
+    async def encode(self, source: Source) -> Sequence[Tensors]:
+        """As ``Teacher.encode``."""
+        ...
+
+    async def run(self, works: Sequence[Work]) -> MicrobatchResult:
+        """Evaluate one microbatch; the works' conditionings share one signature."""
+        ...

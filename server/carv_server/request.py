@@ -1,0 +1,80 @@
+"""Requests as the server thinks of them: checked, in numpy and plain types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from carv_server.replicas.protocol import Branch
+from carv_server.sampling.objective import ObjectiveTables
+from carv_server.sampling.plan import DrawPlan, Sampling
+
+__all__ = ["DrawSpec", "EstimateRequest", "PredictRequest", "RequestLimits"]
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """Bounds on one request.
+
+    Attributes:
+        max_draws: K.
+        max_renders: R.
+        max_branches: guidance branches.
+        max_evaluations: R * K * branches.
+        max_prompts: prompts or class ids in one CreateConditioning.
+        max_prompt_characters: length of one prompt.
+    """
+
+    max_draws: int = 1024
+    max_renders: int = 256
+    max_branches: int = 8
+    max_evaluations: int = 16384
+    max_prompts: int = 256
+    max_prompt_characters: int = 2000
+
+
+@dataclass(frozen=True)
+class DrawSpec:
+    """K draws per render, placed by the server."""
+
+    sampling: Sampling
+    draws: int
+
+
+@dataclass(frozen=True)
+class EstimateRequest:
+    """A checked EstimateGradient.
+
+    Attributes:
+        latents, reference_latents: float32 [R, *event_shape].
+        draws: how to draw, or the client's own draws.
+        seed: chosen by the server where the client gave none.
+    """
+
+    latents: Float32Array
+    reference_latents: Float32Array | None
+    branches: Sequence[Branch]
+    objective: ObjectiveTables
+    draws: DrawSpec | DrawPlan
+    seed: int
+    return_draws: bool
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """A checked PredictNoise.
+
+    Attributes:
+        latents: float32 [R, *event_shape]; z_t itself where ``noisy``.
+    """
+
+    latents: Float32Array
+    noisy: bool
+    branch: Branch
+    plan: DrawPlan
+    seed: int

@@ -1,0 +1,67 @@
+"""Timestep samplers: where the points u in [0, 1) fall before the inverse CDF.
+
+Every sampler's points are marginally uniform once render and draw are averaged over, so the
+mean over draws stays unbiased for any proposal.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from carv.noise import DOMAIN_JITTER, DOMAIN_PERMUTATION, philox4x32
+
+__all__ = ["TimestepSampler", "place_points"]
+
+Float64Array = npt.NDArray[np.float64]
+
+
+class TimestepSampler(Enum):
+    IID = "iid"
+    STRATIFIED = "stratified"
+    GLOBAL = "global"
+    NESTED = "nested"
+
+
+def place_points(sampler: TimestepSampler, renders: int, draws: int, seed: int) -> Float64Array:
+    """Points u_rk, float64 [R, K] in [0, 1); within a render they rise with k, but for ``iid``.
+
+    - ``iid``: independent uniforms.
+    - ``stratified``: (k + xi_rk) / K (arXiv 2605.21489, Eq. 15 and 17). K = 1 is ``iid``.
+    - ``global``: strata of all R K points, dealt to renders by a random permutation (Eq. 14).
+    - ``nested``: (k + (pi_k(r) + xi_rk) / R) / K with a fresh permutation pi_k for each
+      stratum: stratified within every render and over the request. R = 1 is ``stratified``,
+      K = 1 is ``global``.
+
+    A pure function of its arguments: xi and the permutations come from Philox under the
+    request's seed, so they do not depend on a library's version.
+    """
+    xi = _uniforms(seed, DOMAIN_JITTER, renders, draws)
+    match sampler:
+        case TimestepSampler.IID:
+            points = xi
+        case TimestepSampler.STRATIFIED:
+            points = (np.arange(draws) + xi) / draws
+        case TimestepSampler.GLOBAL:
+            keys = _uniforms(seed, DOMAIN_PERMUTATION, renders, draws)
+            stratum = np.argsort(keys, axis=None, kind="stable").reshape(renders, draws)
+            points = np.sort((stratum + xi) / (renders * draws), axis=1)
+        case TimestepSampler.NESTED:
+            keys = _uniforms(seed, DOMAIN_PERMUTATION, renders, draws)
+            inner = np.argsort(keys, axis=0, kind="stable")
+            points = (np.arange(draws) + (inner + xi) / renders) / draws
+    # (k + xi) / K can round up to 1 at the top stratum.
+    return np.minimum(points, np.nextafter(1.0, 0.0))
+
+
+def _uniforms(seed: int, domain: int, renders: int, draws: int) -> Float64Array:
+    """53-bit uniforms, float64 [R, K], from counters (0, k, r, domain)."""
+    counters = np.zeros((renders, draws, 4), dtype=np.uint64)
+    counters[..., 1] = np.arange(draws)
+    counters[..., 2] = np.arange(renders)[:, None]
+    counters[..., 3] = domain
+    words = philox4x32(counters, seed).astype(np.float64)
+    high, low = np.floor(words[..., 0] / 32.0), np.floor(words[..., 1] / 64.0)
+    return (high * 67108864.0 + low) / 9007199254740992.0

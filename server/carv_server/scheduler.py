@@ -1,0 +1,224 @@
+"""The queue in front of a teacher's replicas: microbatches over requests, within bounds.
+
+A microbatch is formed when a replica can take one, never on a timer. It holds rows of as many
+waiting requests as fit its evaluation budget, shared max-min fairly; a long request is cut so
+that short ones pass between. Rows of requests that have expired or whose client has left are
+dropped before the forward.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from carv.errors import Reason
+from carv_server.errors import RequestError
+from carv_server.job import Job, JobResult
+from carv_server.packing import fair_shares
+from carv_server.replicas.protocol import MicrobatchResult, Replica, Work, WorkResult
+
+__all__ = ["Scheduler", "SchedulerConfig"]
+
+_log = logging.getLogger(__name__)
+
+_COST_SMOOTHING = 0.1
+_LEAST_RETRY_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Bounds of one teacher's queue.
+
+    Attributes:
+        evaluation_budget: evaluations in one microbatch.
+        max_waiting_evaluations: evaluations that may wait; over it, requests are refused.
+        max_waiting_requests: requests that may wait.
+    """
+
+    evaluation_budget: int = 64
+    max_waiting_evaluations: int = 1 << 16
+    max_waiting_requests: int = 1024
+
+
+class _Slice(NamedTuple):
+    job: Job
+    groups: range
+    work: Work
+
+
+class Scheduler:
+    """Serves one teacher's jobs on its replicas. Lives on one event loop.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, replicas: Sequence[Replica], config: SchedulerConfig, clock: Callable[[], float]
+    ) -> None:
+        self._replicas = replicas
+        self._config = config
+        self._clock = clock
+        self._waiting: list[Job] = []
+        self._arrival = asyncio.Event()
+        self._workers: list[asyncio.Task[None]] = []
+        self._evaluation_seconds = 0.0
+
+    @property
+    def evaluation_seconds(self) -> float:
+        """Smoothed seconds per evaluation; 0 before the first microbatch."""
+        return self._evaluation_seconds
+
+    @property
+    def waiting_evaluations(self) -> int:
+        return sum(job.waiting_evaluations for job in self._waiting)
+
+    def start(self) -> None:
+        for replica in self._replicas:
+            for _ in range(replica.in_flight):
+                self._workers.append(asyncio.create_task(self._work_on(replica)))
+
+    async def stop(self) -> None:
+        """End the workers; jobs still waiting fail with DRAINING."""
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        for job in self._waiting:
+            job.fail(RequestError(Reason.DRAINING, "the server has stopped; send it elsewhere"))
+        self._waiting.clear()
+
+    async def submit(self, work: Work, deadline: float | None) -> JobResult:
+        """Evaluate a request's draws; resolves when all of them are done.
+
+        Args:
+            deadline: clock reading, or None.
+
+        Raises:
+            RequestError: QUEUE_FULL, DEADLINE_EXPIRED, NON_FINITE_RESULT, REPLICA_FAILED or
+                DRAINING.
+            asyncio.CancelledError: the caller left; its rows are dropped.
+        """
+        self._admit(work.evaluations)
+        job = Job(work, submitted=self._clock(), deadline=deadline)
+        self._waiting.append(job)
+        self._arrival.set()
+        try:
+            return await job.done
+        finally:
+            # Cancellation of this coroutine has cancelled the future: the job is over.
+            if job in self._waiting:
+                self._waiting.remove(job)
+
+    def _admit(self, evaluations: int) -> None:
+        waiting = self.waiting_evaluations
+        config = self._config
+        # An empty queue takes any request, or one above the bound could never run.
+        if not self._waiting or (
+            waiting + evaluations <= config.max_waiting_evaluations
+            and len(self._waiting) < config.max_waiting_requests
+        ):
+            return
+        delay = max(_LEAST_RETRY_SECONDS, waiting * self._evaluation_seconds / len(self._replicas))
+        raise RequestError(
+            Reason.QUEUE_FULL,
+            f"{waiting} evaluations of {len(self._waiting)} requests are waiting; the limits are "
+            f"{config.max_waiting_evaluations} and {config.max_waiting_requests}; retry after "
+            f"{delay:.2f} s",
+            retry_delay_seconds=delay,
+        )
+
+    async def _work_on(self, replica: Replica) -> None:
+        while True:
+            slices = self._form_microbatch()
+            if not slices:
+                self._arrival.clear()
+                await self._arrival.wait()
+                continue
+            try:
+                await self._run(replica, slices)
+            except asyncio.CancelledError:
+                for item in slices:
+                    item.job.fail(RequestError(Reason.DRAINING, "the server has stopped"))
+                raise
+
+    def _form_microbatch(self) -> list[_Slice]:
+        self._drop_expired()
+        waiting = [job for job in self._waiting if job.waiting_evaluations > 0]
+        if not waiting:
+            return []
+        jobs = [job for job in waiting if job.signature == waiting[0].signature]
+        left = self._config.evaluation_budget
+        shares = fair_shares([job.waiting_evaluations for job in jobs], left)
+        now = self._clock()
+        slices: list[_Slice] = []
+        for i, (job, share) in enumerate(zip(jobs, shares, strict=True)):
+            taken = job.take(share, at_least_one=i == 0, now=now)
+            if taken is not None:
+                slices.append(_Slice(job, *taken))
+        # Who was served goes behind who was not: with more requests than fit one microbatch,
+        # every request still moves on, in order of arrival.
+        served = {id(item.job) for item in slices}
+        self._waiting = [job for job in self._waiting if id(job) not in served] + [
+            item.job for item in slices if item.job.waiting_evaluations > 0
+        ]
+        return slices
+
+    def _drop_expired(self) -> None:
+        now = self._clock()
+        for job in self._waiting:
+            if job.deadline is not None and job.deadline <= now:
+                job.fail(
+                    RequestError(
+                        Reason.DEADLINE_EXPIRED,
+                        f"the deadline passed {now - job.submitted:.3f} s after admission; "
+                        f"{job.waiting_evaluations} evaluations were not computed",
+                    )
+                )
+        self._waiting = [job for job in self._waiting if not job.over]
+
+    async def _run(self, replica: Replica, slices: Sequence[_Slice]) -> None:
+        try:
+            microbatch = await replica.run([item.work for item in slices])
+        except Exception as error:
+            if len(slices) > 1:
+                # One request's rows must not fail the others': each runs alone.
+                _log.warning("microbatch of %d requests failed, one by one now", len(slices))
+                for item in slices:
+                    await self._run(replica, [item])
+                return
+            _log.exception("forward failed")
+            slices[0].job.fail(
+                RequestError(
+                    Reason.REPLICA_FAILED,
+                    f"the teacher's forward raised {type(error).__name__}; the server's log has "
+                    "the trace",
+                )
+            )
+            return
+        self._deliver(slices, microbatch)
+
+    def _deliver(self, slices: Sequence[_Slice], microbatch: MicrobatchResult) -> None:
+        evaluations = sum(item.work.evaluations for item in slices)
+        cost = microbatch.seconds / evaluations
+        first = self._evaluation_seconds == 0.0
+        self._evaluation_seconds += (1.0 if first else _COST_SMOOTHING) * (
+            cost - self._evaluation_seconds
+        )
+        for item, result in zip(slices, microbatch.results, strict=True):
+            if result.failure is not None:
+                item.job.fail(_non_finite(item.work, result))
+            else:
+                item.job.deliver(item.groups, result, cost * item.work.evaluations)
+
+
+def _non_finite(work: Work, result: WorkResult) -> RequestError:
+    draw = result.failure
+    assert draw is not None
+    return RequestError(
+        Reason.NON_FINITE_RESULT,
+        f"the teacher gave a non-finite result for render {draw.render} at timestep "
+        f"{draw.timestep}, noise index {draw.noise_index}, seed {work.seed}",
+    )

@@ -1,0 +1,188 @@
+"""The composition root: configuration to a running server, health, and the drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+
+import grpc.aio
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from carv_server.conditioning import ConditioningStore
+from carv_server.config import ServerConfig
+from carv_server.front import Front
+from carv_server.replicas.inprocess import InProcessReplica
+from carv_server.scheduler import Scheduler
+from carv_server.service import ServedTeacher, TeacherService
+from carv_server.teachers.protocol import Teacher
+from carv_server.teachers.registry import load_teacher
+
+__all__ = ["RunningServer", "load_teachers", "serve_until_signalled"]
+
+_log = logging.getLogger(__name__)
+
+_WORKERS = 2
+# Above this multiple of the limit gRPC itself refuses the message, with no rich status.
+_HARD_LIMIT_FACTOR = 2
+_MAX_METADATA_BYTES = 64 * 1024
+
+
+def load_teachers(config: ServerConfig) -> dict[str, Teacher]:
+    """Load every registered teacher onto the configured device, by id.
+
+    Raises:
+        TeacherFolderError: a folder cannot be served.
+        ValueError: an id is registered twice, or the device is not there.
+    """
+    device = _device(config.device)
+    if config.torch_threads:
+        torch.set_num_threads(config.torch_threads)
+    teachers: dict[str, Teacher] = {}
+    for registration in config.teachers:
+        if registration.id in teachers:
+            raise ValueError(f"teacher id {registration.id!r} is registered twice")
+        started = time.perf_counter()
+        teacher = load_teacher(registration, device=device, dtype=getattr(torch, config.dtype))
+        teachers[registration.id] = teacher
+        _log.info(
+            "teacher %s: %s %s on %s, digest %s, %.1f s",
+            registration.id,
+            teacher.description.family,
+            list(teacher.description.event_shape),
+            device,
+            teacher.description.digest[:12],
+            time.perf_counter() - started,
+        )
+    return teachers
+
+
+class RunningServer:
+    """A server on the current event loop; an async context manager that drains on exit.
+
+    Attributes:
+        address: host:port that it listens on.
+    """
+
+    def __init__(self, config: ServerConfig, teachers: Mapping[str, Teacher]) -> None:
+        self._config = config
+        # One thread for the device: forwards of all teachers take turns on it.
+        self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="messages")
+        self._served: dict[str, ServedTeacher] = {}
+        for teacher_id, teacher in teachers.items():
+            replica = InProcessReplica(teacher, self._device_thread)
+            scheduler = Scheduler([replica], config.scheduler, time.monotonic)
+            self._served[teacher_id] = ServedTeacher(teacher_id, [replica], scheduler)
+        service = TeacherService(
+            self._served,
+            ConditioningStore(config.store, time.time),
+            config.limits,
+            config.max_message_bytes,
+            lambda: secrets.randbits(64),
+            self._workers,
+        )
+        self._front = Front(service, config.max_message_bytes, self._workers, time.monotonic)
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(options=_channel_options(config.max_message_bytes))
+        self.address = ""
+
+    async def __aenter__(self) -> RunningServer:
+        self._server.add_generic_rpc_handlers((self._front.handlers(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (self._front.service_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        port = self._server.add_insecure_port(self._config.address)
+        self.address = f"{self._config.address.rpartition(':')[0]}:{port}"
+        for teacher in self._served.values():
+            teacher.scheduler.start()
+        await self._server.start()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.drain()
+
+    async def drain(self) -> None:
+        """Refuse new calls, let in-flight ones finish within the drain time, then stop."""
+        # Health first: load balancers turn away before calls are refused.
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._front.drain()
+        try:
+            await asyncio.wait_for(self._front.wait_idle(), self._config.drain_seconds)
+        except asyncio.TimeoutError:
+            _log.warning("drain time of %.0f s is over with calls in flight", self._config.drain_seconds)
+        for teacher in self._served.values():
+            await teacher.scheduler.stop()
+        # An open health Watch would hold stop() for its whole grace.
+        await self._server.stop(1.0)
+        self._device_thread.shutdown(wait=True, cancel_futures=True)
+        self._workers.shutdown(wait=True, cancel_futures=True)
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", self._front.service_name):
+            await self._health.set(name, status)
+
+
+async def serve_until_signalled(config: ServerConfig, teachers: Mapping[str, Teacher]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the drain."""
+    loop = asyncio.get_running_loop()
+    signalled = asyncio.Event()
+    again = asyncio.Event()
+
+    def on_signal(name: str) -> None:
+        _log.info("%s: %s", name, "stopping now" if signalled.is_set() else "draining")
+        (again if signalled.is_set() else signalled).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number.name)
+    server = RunningServer(config, teachers)
+    await server.__aenter__()
+    _log.info("serving %s on %s", ", ".join(teachers), server.address)
+    await signalled.wait()
+    drain = asyncio.create_task(server.drain())
+    hurry = asyncio.create_task(again.wait())
+    await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (drain, hurry):
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    _log.info("stopped")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name}: this torch sees no CUDA device")
+    return device
+
+
+def _channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    hard_limit = _HARD_LIMIT_FACTOR * max_message_bytes
+    return [
+        ("grpc.max_receive_message_length", hard_limit),
+        ("grpc.max_send_message_length", hard_limit),
+        ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+        # Two servers on one port would share calls silently.
+        ("grpc.so_reuseport", 0),
+        # Clients may ping an idle connection every 10 s to notice a dead server.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+    ]

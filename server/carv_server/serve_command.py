@@ -1,0 +1,147 @@
+"""``carv serve``: argv and environment to a frozen configuration."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from carv import DEFAULT_MAX_MESSAGE_BYTES
+
+__all__ = ["register"]
+
+_EXIT_USAGE = 2
+_EXIT_ADDRESS = 3
+_MIB = 1024 * 1024
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # pyright: ignore[reportPrivateUsage]
+    """Add ``carv serve``."""
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve teachers over gRPC",
+        description="Serve frozen diffusion teachers over gRPC until SIGTERM or SIGINT; in-flight "
+        "requests then finish and new ones are refused.",
+        epilog="Every flag can be given as an environment variable: --evaluation-budget is "
+        "CARV_EVALUATION_BUDGET; CARV_TEACHER takes several registrations separated by ';'. "
+        "Exit codes: 0 clean stop, 2 bad configuration, 3 the address cannot be bound.",
+    )
+    add = _Adder(parser, os.environ)
+    add("--address", str, "127.0.0.1:50051", "host:port to listen on; port 0 takes a free one")
+    parser.add_argument(
+        "--teacher",
+        action="append",
+        metavar="ID=FOLDER[,null_class=N]",
+        help="a teacher to serve, repeatable; the first is the default. FOLDER is a diffusers "
+        "pipeline folder (Stable Diffusion or DDPM layout, safetensors) or holds mixture.json. "
+        "Without it: the embedded teacher 'shapes'",
+    )
+    add("--device", str, "auto", "cpu, cuda, cuda:N or auto")
+    add("--dtype", _choice("float32", "float16", "bfloat16"), "float32", "what networks compute in")
+    add("--torch-threads", _at_least(0), 0, "CPU threads of one forward; 0 leaves it to torch")
+    add("--evaluation-budget", _at_least(1), 64, "evaluations in one microbatch")
+    add("--max-waiting-evaluations", _at_least(1), 1 << 16, "evaluations that may wait in the queue")
+    add(
+        "--max-message-mib",
+        _at_least(1),
+        DEFAULT_MAX_MESSAGE_BYTES // _MIB,
+        "largest request or reply, MiB",
+    )
+    add("--max-draws", _at_least(1), 1024, "K, draws per render")
+    add("--max-renders", _at_least(1), 256, "R, renders per request")
+    add("--max-evaluations", _at_least(1), 16384, "evaluations per request")
+    add("--conditioning-ttl", _at_least(1), 3600, "seconds a handle outlives its last use")
+    add("--drain-seconds", _at_least(0), 30, "time for in-flight requests after SIGTERM")
+    add(
+        "--log-level", _choice("debug", "info", "warning", "error"), "info", "what the log on stderr says"
+    )
+    parser.set_defaults(run=_run)
+
+
+class _Adder:
+    """Adds flags whose defaults come from the environment."""
+
+    def __init__(self, parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
+        self._parser = parser
+        self._environment = environment
+
+    def __call__(self, flag: str, kind: Callable[[str], Any], default: object, text: str) -> None:
+        variable = "CARV_" + flag.removeprefix("--").replace("-", "_").upper()
+        # argparse converts a string default by `kind`, with the same errors as a flag's value.
+        value = self._environment.get(variable, str(default))
+        self._parser.add_argument(flag, type=kind, default=value, help=f"{text} (default: {default})")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    logging.basicConfig(
+        level=arguments.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    # torch and diffusers take seconds to import: not before the arguments are known good.
+    from carv_server.conditioning import StoreConfig
+    from carv_server.config import ServerConfig
+    from carv_server.request import RequestLimits
+    from carv_server.scheduler import SchedulerConfig
+    from carv_server.serve import load_teachers, serve_until_signalled
+    from carv_server.teachers.registry import EMBEDDED, parse_registration
+
+    texts = arguments.teacher or list(filter(None, os.environ.get("CARV_TEACHER", "").split(";")))
+    try:
+        config = ServerConfig(
+            address=arguments.address,
+            teachers=tuple(map(parse_registration, texts)) or (EMBEDDED,),
+            device=arguments.device,
+            dtype=arguments.dtype,
+            torch_threads=arguments.torch_threads,
+            max_message_bytes=arguments.max_message_mib * _MIB,
+            drain_seconds=arguments.drain_seconds,
+            scheduler=SchedulerConfig(
+                evaluation_budget=arguments.evaluation_budget,
+                max_waiting_evaluations=arguments.max_waiting_evaluations,
+            ),
+            store=StoreConfig(seconds_to_live=arguments.conditioning_ttl),
+            limits=RequestLimits(
+                max_draws=arguments.max_draws,
+                max_renders=arguments.max_renders,
+                max_evaluations=arguments.max_evaluations,
+            ),
+        )
+        teachers = load_teachers(config)
+    except (ValueError, RuntimeError) as error:
+        print(f"carv serve: {error}", file=sys.stderr)
+        return _EXIT_USAGE
+    try:
+        asyncio.run(serve_until_signalled(config, teachers))
+    except RuntimeError as error:
+        if "bind" not in str(error).lower():
+            raise
+        print(f"carv serve: cannot listen on {config.address}: {error}", file=sys.stderr)
+        return _EXIT_ADDRESS
+    return 0
+
+
+def _choice(*values: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in values:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(values)}")
+        return text
+
+    return parse
+
+
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{value} is below {minimum}")
+        return value
+
+    return parse

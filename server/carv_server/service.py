@@ -1,0 +1,223 @@
+"""TeacherService's handlers: check, call, encode."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from carv.errors import FieldViolation, Reason
+from carv.tensors import encode_tensor
+from carv.v1 import conditioning_pb2, teacher_pb2
+from carv.v1 import teacher_service_pb2 as pb
+from carv_server.conditioning import ConditioningStore, blend_handle, source_handles
+from carv_server.encode import (
+    encode_diagnostics,
+    encode_draws,
+    encode_sampling,
+    encode_teacher,
+)
+from carv_server.errors import RequestError, invalid
+from carv_server.estimate import estimate_gradient, predict_noise
+from carv_server.replicas.protocol import Conditioning, Replica
+from carv_server.request import DrawSpec, RequestLimits
+from carv_server.scheduler import Scheduler
+from carv_server.teachers.protocol import Source, SourceError
+from carv_server.validation.requests import RequestContext, check_estimate, check_predict
+from carv_server.validation.sources import check_blend, check_source
+
+__all__ = ["Call", "ServedTeacher", "TeacherService"]
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class ServedTeacher:
+    """A teacher, the replicas that hold it and the queue in front of them."""
+
+    id: str
+    replicas: Sequence[Replica]
+    scheduler: Scheduler
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a handler knows of its call.
+
+    Attributes:
+        started: perf_counter seconds at arrival.
+        deadline: on the scheduler's clock; None where the client set none.
+    """
+
+    started: float
+    deadline: float | None
+
+
+class TeacherService:
+    """The RPCs over messages; transport and status codes are the front's.
+
+    Every handler raises RequestError. Checks and encodings of large messages run on
+    ``workers``, so that the event loop keeps answering.
+
+    Args:
+        teachers: by id, in the order of registration; the first is the default.
+        new_seed: a fresh 64-bit seed.
+    """
+
+    def __init__(
+        self,
+        teachers: Mapping[str, ServedTeacher],
+        store: ConditioningStore,
+        limits: RequestLimits,
+        max_message_bytes: int,
+        new_seed: Callable[[], int],
+        workers: ThreadPoolExecutor,
+    ) -> None:
+        self._teachers = teachers
+        self._store = store
+        self._limits = limits
+        self._max_message_bytes = max_message_bytes
+        self._new_seed = new_seed
+        self._workers = workers
+
+    async def list_teachers(
+        self, request: pb.ListTeachersRequest, call: Call
+    ) -> pb.ListTeachersResponse:
+        return pb.ListTeachersResponse(
+            teachers=[self._encode(t, with_schedule=False) for t in self._teachers.values()]
+        )
+
+    async def get_teacher(self, request: pb.GetTeacherRequest, call: Call) -> pb.GetTeacherResponse:
+        teacher = self._teacher(request.teacher)
+        return pb.GetTeacherResponse(teacher=self._encode(teacher, with_schedule=True))
+
+    async def create_conditioning(
+        self, request: pb.CreateConditioningRequest, call: Call
+    ) -> pb.CreateConditioningResponse:
+        teacher = self._teacher(request.teacher)
+        digest = teacher.replicas[0].description.digest
+        if request.source.WhichOneof("source") == "blend":
+            blend, tensors = await self._aside(
+                lambda: check_blend(request.source.blend, self._resolver(teacher))
+            )
+            handle = blend_handle(digest, blend)
+            kept = {handle: self._store.put(handle, teacher.id, tensors)}
+            handles = [handle]
+        else:
+            spec = teacher.replicas[0].description.conditioning
+            source = await self._aside(lambda: check_source(request.source, spec, self._limits))
+            handles = source_handles(digest, source)
+            kept = await self._keep(teacher, source, handles)
+        return pb.CreateConditioningResponse(
+            conditionings=[
+                conditioning_pb2.Conditioning(handle=h, expire_time=_timestamp(kept[h]))
+                for h in handles
+            ],
+            teacher_digest=digest,
+        )
+
+    async def estimate_gradient(
+        self, request: pb.EstimateGradientRequest, call: Call
+    ) -> pb.EstimateGradientResponse:
+        teacher = self._teacher(request.teacher)
+        checked = await self._aside(lambda: check_estimate(request, self._context(teacher)))
+        estimate = await estimate_gradient(checked, teacher.scheduler, call.deadline)
+        draws = checked.draws
+        return pb.EstimateGradientResponse(
+            gradient=encode_tensor(estimate.gradient),
+            diagnostics=encode_diagnostics(estimate),
+            teacher_digest=teacher.replicas[0].description.digest,
+            seed=checked.seed,
+            sampling=encode_sampling(draws.sampling, draws.draws)
+            if isinstance(draws, DrawSpec)
+            else None,
+            draws_spent=estimate.plan.timesteps.size,
+            evaluations_spent=estimate.evaluations,
+            timings=_timings(call, estimate.queue_seconds, estimate.compute_seconds),
+            draw_table=encode_draws(estimate.plan) if checked.return_draws else None,
+        )
+
+    async def predict_noise(
+        self, request: pb.PredictNoiseRequest, call: Call
+    ) -> pb.PredictNoiseResponse:
+        teacher = self._teacher(request.teacher)
+        checked = await self._aside(lambda: check_predict(request, self._context(teacher)))
+        prediction = await predict_noise(checked, teacher.scheduler, call.deadline)
+        return pb.PredictNoiseResponse(
+            noise_prediction=encode_tensor(prediction.noise),
+            teacher_digest=teacher.replicas[0].description.digest,
+            seed=checked.seed,
+            evaluations_spent=prediction.evaluations,
+            timings=_timings(call, prediction.queue_seconds, prediction.compute_seconds),
+        )
+
+    def _teacher(self, teacher_id: str) -> ServedTeacher:
+        if not teacher_id:
+            return next(iter(self._teachers.values()))
+        teacher = self._teachers.get(teacher_id)
+        if teacher is None:
+            known = ", ".join(self._teachers)
+            message = f"no teacher {teacher_id[:80]!r} here; known: {known}"
+            raise RequestError(
+                Reason.TEACHER_NOT_FOUND, message, violations=[FieldViolation("teacher", message)]
+            )
+        return teacher
+
+    def _encode(self, teacher: ServedTeacher, *, with_schedule: bool) -> teacher_pb2.Teacher:
+        replica = teacher.replicas[0]
+        return encode_teacher(
+            teacher.id,
+            replica.description,
+            device=replica.device,
+            limits=self._limits,
+            max_message_bytes=self._max_message_bytes,
+            evaluation_seconds=teacher.scheduler.evaluation_seconds,
+            with_schedule=with_schedule,
+        )
+
+    def _context(self, teacher: ServedTeacher) -> RequestContext:
+        return RequestContext(
+            teacher.replicas[0].description,
+            self._limits,
+            self._max_message_bytes,
+            self._resolver(teacher),
+            self._new_seed,
+        )
+
+    def _resolver(self, teacher: ServedTeacher) -> Callable[[str], Conditioning | None]:
+        return lambda handle: self._store.get(handle, teacher.id)
+
+    async def _keep(
+        self, teacher: ServedTeacher, source: Source, handles: Sequence[str]
+    ) -> dict[str, float]:
+        """Encode a source and keep its rows; wall-clock expiry by handle."""
+        try:
+            rows = await teacher.replicas[0].encode(source)
+        except SourceError as error:
+            raise invalid([FieldViolation(f"source.{error.field}", str(error))]) from None
+        return {
+            handle: self._store.put(handle, teacher.id, row)
+            for handle, row in zip(handles, rows, strict=True)
+        }
+
+    async def _aside(self, function: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._workers, function)
+
+
+def _timings(call: Call, queue_seconds: float, compute_seconds: float) -> pb.Timings:
+    return pb.Timings(
+        queue_seconds=queue_seconds,
+        compute_seconds=compute_seconds,
+        total_seconds=time.perf_counter() - call.started,
+    )
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromNanoseconds(int(seconds * 1e9))
+    return stamp

@@ -1,0 +1,1 @@
+"""Teachers: frozen diffusion models behind one small protocol."""

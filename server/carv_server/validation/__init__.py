@@ -1,0 +1,1 @@
+"""From messages to checked requests: every violation of a request at once."""

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.oracle import write_oracle_folder
+from tests.support.process import ServerProcess
+
+
+@pytest.fixture(scope="session")
+def analytic_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a server in its own process with the oracle teacher ``mixture``."""
+    folder = write_oracle_folder(tmp_path_factory.mktemp("mixture"))
+    with ServerProcess(["--teacher", f"mixture={folder}", "--torch-threads", "1"]) as server:
+        yield server.address

@@ -1,0 +1,92 @@
+# Needs Python >= 3.11 and make; everything else goes into .venv. `make help` lists the targets.
+
+PYTHON ?= python3
+# Passed to pip. On Linux with an NVIDIA driver nothing is needed; to avoid the CUDA packages:
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+ARGS ?=
+BUF := npx --yes --package @bufbuild/buf@1.75.0 buf
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PROTO_VENV := .venv-proto
+PROTO_PY := $(PROTO_VENV)/bin/python
+INPUTS := pyproject.toml constraints.txt
+PIP := -m pip --disable-pip-version-check install --quiet
+TEACHER := examples/embedded_teacher
+
+# Models come from folders; no command of this repository asks a model hub for anything.
+export HF_HUB_OFFLINE := 1
+export PYTHONUTF8 := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-statistics lint check format proto proto-check bench teacher clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: $(VENV)/.demo ## a prompt becomes a 3-D object; writes out/demo (ARGS="--prompt '...'")
+	$(VENV)/bin/carv demo $(ARGS)
+
+test: $(VENV)/.dev ## the test suite (ARGS="tests/repository -k name")
+	$(PY) -m pytest $(ARGS)
+
+test-statistics: $(VENV)/.dev ## the deep statistical suite, minutes to hours
+	$(PY) -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/.dev proto-check ## style, format, types, import boundaries, stub drift, buf
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) tests/repository/import_boundaries.py
+	$(PY) -m pyright
+	@if command -v npx >/dev/null; then echo "$(BUF) lint proto"; $(BUF) lint proto; \
+	else echo "lint: buf lint skipped, because npx is not installed"; fi
+
+check: lint test ## what CI runs
+
+format: $(VENV)/.dev ## let ruff format and fix what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+proto: $(PROTO_VENV)/.ready ## regenerate the committed stubs
+	$(PROTO_PY) proto/generate.py
+
+proto-check: $(PROTO_VENV)/.ready ## fail if the committed stubs differ from the .proto files
+	$(PROTO_PY) proto/generate.py --check
+
+bench: $(VENV)/.dev ## serving benchmark: ratios within one run
+	$(PY) benchmarks/serving.py $(ARGS)
+
+teacher: $(VENV)/.dev ## retrain and evaluate the embedded teacher, hours on a CPU
+	$(PY) $(TEACHER)/train.py vae
+	$(PY) $(TEACHER)/train.py unet
+	$(PY) $(TEACHER)/evaluate.py
+
+clean: ## remove environments, caches and build outputs (keeps out/)
+	rm -rf $(VENV) $(PROTO_VENV) dist build .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Environments: rebuilt only when pyproject.toml or constraints.txt changes.
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is \
+	needed, this is %s; name another with make PYTHON=..." % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) $(PIP) "pip>=25.1" # the first that installs dependency groups
+
+$(VENV)/.demo: $(INPUTS) | $(PY)
+	@echo "installing carv[demo] into $(VENV); the first time takes a few minutes"
+	$(PY) $(PIP) $(PIP_ARGS) -c constraints.txt -e ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@echo "installing the development tools into $(VENV)"
+	$(PY) $(PIP) $(PIP_ARGS) -c constraints.txt --group dev
+	@touch $@
+
+$(PROTO_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(PROTO_VENV)
+	$(PROTO_PY) $(PIP) "pip>=25.1"
+	$(PROTO_PY) $(PIP) $(PIP_ARGS) --group proto
+	@touch $@

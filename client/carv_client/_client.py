@@ -1,0 +1,423 @@
+# ruff: noqa: ASYNC109 - the timeout is a gRPC deadline: it travels, and bounds the retries too
+"""The client. Asynchronous; ``_sync`` offers the same methods to blocking code."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Self, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from carv.v1 import teacher_service_pb2 as pb
+from carv_client import _replies, _requests
+from carv_client._config import DEFAULT_ADDRESS, ClientConfig
+from carv_client._errors import invalid
+from carv_client._guidance import guidance_coefficients
+from carv_client._handles import Handles
+from carv_client._transport import (
+    ESTIMATE_GRADIENT,
+    GET_TEACHER,
+    LIST_TEACHERS,
+    PREDICT_NOISE,
+    Deadline,
+    Transport,
+)
+from carv_client._types import (
+    Branch,
+    Conditioning,
+    Conditionings,
+    Coupling,
+    Estimate,
+    Guidance,
+    NamedWeighting,
+    NoisePrediction,
+    Proposal,
+    Sampler,
+    Teacher,
+    WireDtype,
+    as_tuple,
+)
+
+__all__ = ["AsyncTeacherClient"]
+
+
+class AsyncTeacherClient:
+    """A client of one CARV server, for asyncio.
+
+    Belongs to the event loop that first uses it; any number of calls may be in flight at once.
+    Every method raises ``CarvError`` and its kinds, takes ``timeout`` in seconds (by default
+    ``ClientConfig.timeout_seconds``), and takes ``teacher`` as an id (by default that of the
+    conditioning given, else the server's first).
+
+    Args:
+        target: address of the server, ``host:port``, or a whole configuration.
+        jitter: uniform on [0, 1), to spread retries; a generator of its own by default.
+    """
+
+    def __init__(
+        self,
+        target: str | ClientConfig = DEFAULT_ADDRESS,
+        *,
+        jitter: Callable[[], float] | None = None,
+    ) -> None:
+        self.config = target if isinstance(target, ClientConfig) else ClientConfig(address=target)
+        self._transport = Transport(self.config, jitter or random.Random().random)
+        self._handles = Handles(self._transport)
+        self._teachers: dict[str, Teacher] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection. Calls in flight end with ClientClosedError."""
+        await self._transport.close()
+
+    async def list_teachers(self, *, timeout: float | None = None) -> list[Teacher]:
+        """All teachers of the server, without their schedules; the first is the default."""
+        request = pb.ListTeachersRequest()
+        reply = await self._transport.call(LIST_TEACHERS, request, self._deadline(timeout))
+        return [_replies.teacher(message) for message in reply.teachers]
+
+    async def get_teacher(
+        self, teacher: str | None = None, *, refresh: bool = False, timeout: float | None = None
+    ) -> Teacher:
+        """One teacher, with its schedule. Asked once, then remembered, unless ``refresh``: only
+        ``evaluation_seconds`` changes while a server runs."""
+        key = teacher or ""
+        if refresh or key not in self._teachers:
+            request = pb.GetTeacherRequest(teacher=key)
+            reply = await self._transport.call(GET_TEACHER, request, self._deadline(timeout))
+            self._teachers[key] = _replies.teacher(reply.teacher)
+        return self._teachers[key]
+
+    @overload
+    async def create_conditioning(
+        self,
+        prompt: str | None = None,
+        *,
+        class_id: int | None = None,
+        tensors: Mapping[str, npt.ArrayLike] | None = None,
+        unconditional: bool = False,
+        blend: Sequence[tuple[Conditioning, float]] | None = None,
+        teacher: str | None = None,
+        timeout: float | None = None,
+    ) -> Conditioning: ...
+    @overload
+    async def create_conditioning(
+        self,
+        prompt: list[str] | tuple[str, ...],
+        *,
+        teacher: str | None = None,
+        timeout: float | None = None,
+    ) -> list[Conditioning]: ...
+    @overload
+    async def create_conditioning(
+        self,
+        *,
+        class_id: list[int] | tuple[int, ...],
+        teacher: str | None = None,
+        timeout: float | None = None,
+    ) -> list[Conditioning]: ...
+    async def create_conditioning(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        class_id: int | Sequence[int] | None = None,
+        tensors: Mapping[str, npt.ArrayLike] | None = None,
+        unconditional: bool = False,
+        blend: Sequence[tuple[Conditioning, float]] | None = None,
+        teacher: str | None = None,
+        timeout: float | None = None,
+    ) -> Conditioning | list[Conditioning]:
+        """Have the server embed and keep a conditioning. Give exactly one source.
+
+        Args:
+            prompt: a text, or several for a list of conditionings in the same order.
+            class_id: a class, or several.
+            tensors: the teacher's own conditioning tensors of one row, by name (see
+                ``Teacher.conditioning_tensors``).
+            unconditional: the empty prompt, the null class, or nothing at all.
+            blend: (conditioning, weight) pairs; weights at least 0 that sum to 1. A blend of
+                "front view" and "side view" is how view-dependent prompts turn smoothly.
+
+        Raises:
+            InvalidRequestError: a word outside the vocabulary, a class out of range, no or more
+                than one source, and so on.
+        """
+        given = [
+            name
+            for name, value in (
+                ("prompt", prompt),
+                ("class_id", class_id),
+                ("tensors", tensors),
+                ("unconditional", unconditional or None),
+                ("blend", blend),
+            )
+            if value is not None
+        ]
+        if len(given) != 1:
+            raise invalid("source", f"takes exactly one source, got {', '.join(given) or 'none'}")
+        deadline, teacher = self._deadline(timeout), teacher or ""
+        create = self._handles.create
+        if prompt is not None:
+            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+            parts = [(text, _requests.source(prompts=[text])) for text in prompts]
+            made = await create(parts, _requests.source(prompts=prompts), teacher, deadline)
+            return made[0] if isinstance(prompt, str) else made
+        if class_id is not None:
+            ids = list(class_id) if isinstance(class_id, Sequence) else [class_id]
+            parts = [(f"class {value}", _requests.source(class_ids=[value])) for value in ids]
+            made = await create(parts, _requests.source(class_ids=ids), teacher, deadline)
+            return made if isinstance(class_id, Sequence) else made[0]
+        blended: tuple[Conditioning, ...] = ()
+        if blend is not None:
+            blended = as_tuple([part for part, _ in blend])
+            source = _requests.source(blend_weights=[weight for _, weight in blend])
+            label = " + ".join(f"{weight:g} · {part.label}" for part, weight in blend)
+            teacher = _one_teacher(teacher, blended)
+        elif tensors is not None:
+            source, label = _requests.source(tensors=tensors), f"tensors {', '.join(tensors)}"
+        else:
+            source, label = _requests.source(), "unconditional"
+        return (await create([(label, source)], source, teacher, deadline, blended))[0]
+
+    async def estimate_gradient(
+        self,
+        latents: npt.ArrayLike,
+        conditioning: Conditionings | None = None,
+        *,
+        draws: int = 8,
+        guidance_scale: float = 7.5,
+        guidance: Guidance = "standard",
+        negative_prompt: str | None = None,
+        seed: int | None = None,
+        teacher: str | None = None,
+        timestep_range: tuple[float, float] = (0.02, 0.98),
+        prior: npt.ArrayLike | None = None,
+        weighting: NamedWeighting | npt.ArrayLike = "sds",
+        sampler: Sampler | None = None,
+        proposal: Proposal | None = None,
+        coupling: Coupling | None = None,
+        branches: Sequence[Branch] | None = None,
+        noise_coefficient: npt.ArrayLike = -1.0,
+        reference_latents: npt.ArrayLike | None = None,
+        timesteps: npt.ArrayLike | None = None,
+        noise_indices: npt.ArrayLike | None = None,
+        signs: npt.ArrayLike | None = None,
+        importance_weights: npt.ArrayLike | None = None,
+        wire_dtype: WireDtype | None = None,
+        return_draws: bool = False,
+        timeout: float | None = None,
+    ) -> Estimate:
+        """Estimate the teacher's gradient at R renders from K draws of each.
+
+        For each render r, an unbiased estimate of
+
+            g_r = E_{t~p, ε~N(0,I)} [ w(t) · ( Σ_j a_j(t) · ε̂(z_t, t, c_j)  +  d(t) · ε ) ],
+            z_t = α(t)·x_r + σ(t)·ε.
+
+        The first group of arguments below says what is estimated; the second how, and never
+        changes the expectation. Cost: R · K · branches evaluations of the teacher.
+
+        Args:
+            latents: x, [R, *event_shape]; float32, float16, or float64 (sent as float32).
+            conditioning: one for all renders, or R of them. None without ``branches`` means the
+                unconditional teacher alone.
+            guidance_scale: s, see ``guidance_branches``; 1 (standard) or 0 (text anchored) needs
+                no unconditional branch and costs half.
+            guidance: "standard" ε̂_u + s(ε̂_c − ε̂_u), or "text_anchored" ε̂_c + s(ε̂_c − ε̂_u).
+            negative_prompt: stands in for the unconditional branch.
+            timestep_range: p(t) uniform over these fractions of the schedule.
+            prior: p(t) as one mass for each timestep, [N], in place of the range.
+            weighting: w(t) by name, or one value for each timestep, [N].
+            branches: the terms (a_j, c_j) themselves, in place of ``conditioning`` and guidance.
+            noise_coefficient: d, a number or [N]. −1: score distillation; 0: the prediction alone.
+            reference_latents: a second x, same shape, for branches that use it.
+
+            draws: K, at least 1; left aside with explicit ``timesteps``.
+            sampler: how the points of the inverse CDF are placed: "iid"; "stratified" within
+                each render; "global" over all draws; "nested" both. None: the server's choice.
+            proposal: law that t is drawn from, "prior" p or "weight" ∝ p·|w|; draws carry p/q.
+            coupling: "iid", or "antithetic": draws in adjacent strata share ε, signs opposite.
+            seed: 0 ≤ seed < 2^64; the same seed gives the same draws on any server. None: the
+                server picks one and says which.
+            timesteps: explicit draws on the teacher's grid, integers [R, K], or [K] for every
+                render. ``sampler``, ``proposal``, ``coupling`` do not apply then, and the
+                estimate is the weighted mean over these draws, biased or not.
+            noise_indices: integers like ``timesteps``, by default 0 .. K−1; draw k of render r
+                uses ``signs · draw_noise(seed, r, index)``.
+            signs: +1 or −1, by default +1.
+            importance_weights: by default 1.
+
+            wire_dtype: what latents travel as, by default their own dtype.
+            return_draws: also return the timesteps, noise indices, signs and weights used.
+
+        Raises:
+            InvalidRequestError: with every field that breaks the contract.
+            InternalError: reason NON_FINITE_RESULT where the teacher gave NaN or infinity.
+        """
+        deadline = self._deadline(timeout)
+        encoded = _requests.tensor("latents", latents, wire_dtype)
+        given = None if conditioning is None else as_tuple(conditioning)
+        used = (given or ()) if branches is None else tuple(_conditionings(branches))
+        teacher = _one_teacher(teacher or "", used)
+        if branches is not None:
+            if conditioning is not None or negative_prompt is not None:
+                raise invalid("branches", "replaces conditioning and negative_prompt: give one")
+            terms = list(branches)
+        else:
+            scale = (guidance_scale, guidance)
+            terms = await self._guide(given, *scale, negative_prompt, teacher, deadline)
+        request = pb.EstimateGradientRequest(
+            teacher=teacher,
+            latents=encoded,
+            objective=_requests.objective(
+                terms,
+                noise_coefficient,
+                weighting,
+                timestep_range,
+                prior,
+                reference_latents,
+                wire_dtype,
+            ),
+            return_draws=return_draws,
+        )
+        if timesteps is not None:
+            if any(choice is not None for choice in (sampler, proposal, coupling)):
+                raise invalid("timesteps", "explicit draws take no sampler, proposal or coupling")
+            renders = _requests.render_count(encoded)
+            request.explicit_draws.CopyFrom(
+                _requests.explicit_draws(
+                    renders, timesteps, noise_indices, signs, importance_weights
+                )
+            )
+        elif any(table is not None for table in (noise_indices, signs, importance_weights)):
+            raise invalid("timesteps", "explicit draws need timesteps")
+        else:
+            request.sampling.CopyFrom(_requests.sampling(draws, sampler, proposal, coupling))
+        _set_seed(request, seed)
+
+        def fill() -> None:
+            for message, term in zip(request.objective.branches, terms, strict=True):
+                message.conditionings[:] = self._handles.of(as_tuple(term.conditioning))
+
+        reply = await self._handles.call(
+            ESTIMATE_GRADIENT, request, fill, _conditionings(terms), deadline
+        )
+        return _replies.estimate(reply)
+
+    async def predict_noise(
+        self,
+        latents: npt.ArrayLike | None = None,
+        conditioning: Conditionings | None = None,
+        *,
+        noisy_latents: npt.ArrayLike | None = None,
+        timesteps: npt.ArrayLike,
+        noise_indices: npt.ArrayLike | None = None,
+        signs: npt.ArrayLike | None = None,
+        seed: int | None = None,
+        teacher: str | None = None,
+        wire_dtype: WireDtype | None = None,
+        timeout: float | None = None,
+    ) -> NoisePrediction:
+        """The teacher's own ε̂(z_t, t, c), one evaluation for each draw, no guidance.
+
+        Args:
+            latents: x, [R, *event_shape]; the server makes z_t = α·x + σ·sign·ε from the draws.
+            conditioning: one, or one for each row. None: unconditional.
+            noisy_latents: z_t itself in place of x, [R, *event_shape].
+            timesteps: integers on the teacher's grid: [R, K], or [K] for every render; with
+                ``noisy_latents`` one for each row, [R] or [R, 1].
+            noise_indices: as in ``estimate_gradient``; not with ``noisy_latents``.
+            signs: likewise.
+            seed: likewise.
+
+        Returns:
+            ``noise`` [R, K, *event_shape], K = 1 with ``noisy_latents``.
+        """
+        deadline = self._deadline(timeout)
+        given = None if conditioning is None else as_tuple(conditioning)
+        teacher = _one_teacher(teacher or "", given or ())
+        request = pb.PredictNoiseRequest(teacher=teacher)
+        if latents is not None and noisy_latents is None:
+            request.latents.CopyFrom(_requests.tensor("latents", latents, wire_dtype))
+            renders = _requests.render_count(request.latents)
+            table = _requests.explicit_draws(renders, timesteps, noise_indices, signs)
+            request.explicit_draws.CopyFrom(table)
+        elif noisy_latents is not None and latents is None:
+            if noise_indices is not None or signs is not None:
+                raise invalid("noisy_latents", "takes no noise indices and no signs")
+            noisy = _requests.tensor("noisy_latents", noisy_latents, wire_dtype)
+            request.noisy_latents.CopyFrom(noisy)
+            steps = np.asarray(timesteps)
+            steps = steps[:, np.newaxis] if steps.ndim == 1 else steps
+            request.explicit_draws.timesteps.CopyFrom(_requests.tensor("timesteps", steps))
+        else:
+            raise invalid("latents", "takes exactly one of latents and noisy_latents")
+        _set_seed(request, seed)
+        if given is None:
+            given = (await self._handles.background(teacher, None, deadline),)
+        used = given
+
+        def fill() -> None:
+            request.conditionings[:] = self._handles.of(used)
+
+        reply = await self._handles.call(PREDICT_NOISE, request, fill, used, deadline)
+        return _replies.noise_prediction(reply)
+
+    def _deadline(self, timeout: float | None) -> Deadline:
+        return Deadline.after(self.config.timeout_seconds if timeout is None else timeout)
+
+    async def _guide(
+        self,
+        conditioning: tuple[Conditioning, ...] | None,
+        scale: float,
+        guidance: Guidance,
+        negative_prompt: str | None,
+        teacher: str,
+        deadline: Deadline,
+    ) -> list[Branch]:
+        """Classifier-free guidance, embedding the unconditional branch only where it counts."""
+        if conditioning is None:
+            return [Branch(await self._handles.background(teacher, negative_prompt, deadline), 1.0)]
+        conditional, remainder = guidance_coefficients(scale, guidance)
+        terms = [Branch(conditioning, conditional)] if conditional != 0.0 else []
+        if remainder != 0.0:
+            background = await self._handles.background(teacher, negative_prompt, deadline)
+            terms.append(Branch(background, remainder))
+        return terms
+
+
+def _conditionings(branches: Iterable[Branch]) -> list[Conditioning]:
+    return [each for branch in branches for each in as_tuple(branch.conditioning)]
+
+
+def _one_teacher(teacher: str, conditionings: Iterable[Conditioning]) -> str:
+    """The teacher to ask: the one named, else the one that the conditionings belong to."""
+    named = {each.teacher for each in conditionings if each.teacher}
+    if len(named | ({teacher} - {""})) > 1:
+        every = ", ".join(sorted(named | {teacher} - {""}))
+        raise invalid("teacher", f"conditionings and teacher disagree: {every}")
+    return teacher or next(iter(named), "")
+
+
+def _set_seed(
+    request: pb.EstimateGradientRequest | pb.PredictNoiseRequest, seed: int | None
+) -> None:
+    if seed is None:
+        return
+    try:
+        request.seed = seed
+    except (TypeError, ValueError) as error:
+        raise invalid("seed", f"{seed!r} is not an integer in [0, 2^64)") from error

@@ -1,0 +1,74 @@
+"""Everything a client may be told about how to reach a server, in one frozen dataclass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from carv import DEFAULT_MAX_MESSAGE_BYTES
+
+__all__ = ["DEFAULT_ADDRESS", "ClientConfig"]
+
+DEFAULT_ADDRESS = "localhost:50051"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig:
+    """How to reach a CARV server and how patient to be. Secrets are left out of ``repr``."""
+
+    address: str = DEFAULT_ADDRESS
+    """``host:port``, or any gRPC target such as ``dns:///carv.example:443``."""
+
+    timeout_seconds: float | None = 120.0
+    """Deadline of a call that names none, retries and waits included; None means no deadline."""
+
+    retry_attempts: int = 5
+    """Most times that one call is sent, the first included; 1 turns retries off."""
+
+    retry_initial_seconds: float = 0.1
+    """Wait before the first retry; it doubles with each further one."""
+
+    retry_max_seconds: float = 5.0
+    """Longest such wait. A server that asks for a longer one (RetryInfo) is heeded."""
+
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
+    """Largest request sent and largest reply taken. The server has a limit of its own."""
+
+    tls: bool = False
+    """Encrypt. Implied by any of the three certificates below."""
+
+    root_certificates: bytes | None = field(default=None, repr=False)
+    """PEM roots to trust in place of gRPC's own list."""
+
+    certificate_chain: bytes | None = field(default=None, repr=False)
+    """PEM client certificate, for mutual TLS; goes with ``private_key``."""
+
+    private_key: bytes | None = field(default=None, repr=False)
+    """PEM key of the client certificate."""
+
+    token: str | None = field(default=None, repr=False)
+    """Sent as ``authorization: Bearer <token>``. It travels in the clear without TLS."""
+
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    """Further gRPC metadata for every call; keys in lower case."""
+
+    keepalive_seconds: float = 30.0
+    """Time between pings while calls are in flight, so that a vanished server is noticed."""
+
+    keepalive_timeout_seconds: float = 10.0
+    """A ping unanswered for so long ends the connection, and its calls with UNAVAILABLE."""
+
+    def __post_init__(self) -> None:
+        if not self.address:
+            raise ValueError("address is empty")
+        if self.retry_attempts < 1:
+            raise ValueError(f"retry_attempts is {self.retry_attempts}; it must be at least 1")
+        if self.timeout_seconds is not None and self.timeout_seconds <= 0:
+            raise ValueError(f"timeout_seconds is {self.timeout_seconds}; it must be above 0")
+        if (self.certificate_chain is None) != (self.private_key is None):
+            raise ValueError("certificate_chain and private_key go together")
+
+    @property
+    def secure(self) -> bool:
+        """True where the channel is encrypted."""
+        return self.tls or self.root_certificates is not None or self.private_key is not None

@@ -1,0 +1,150 @@
+"""Reply messages to values: pure functions."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import Any
+
+from carv.tensors import decode_tensor, dtype_name
+from carv.v1 import conditioning_pb2, sampling_pb2, teacher_pb2, teacher_service_pb2
+from carv_client._types import (
+    Conditioning,
+    ConditioningTensor,
+    DrawTable,
+    Estimate,
+    Limits,
+    NoisePrediction,
+    Teacher,
+    frozen,
+)
+
+__all__ = ["conditioning", "estimate", "noise_prediction", "teacher"]
+
+
+def teacher(message: teacher_pb2.Teacher) -> Teacher:
+    """Decode a teacher."""
+    schema, limits = message.conditioning_schema, message.limits
+    return Teacher(
+        id=message.id,
+        digest=message.digest,
+        family=message.family,
+        event_shape=tuple(message.event_shape),
+        schedule_kind=_name(teacher_pb2.ScheduleKind, "SCHEDULE_KIND_", message.schedule.kind),
+        alpha=frozen(message.schedule.alpha),
+        sigma=frozen(message.schedule.sigma),
+        prediction_type=_name(
+            teacher_pb2.PredictionType, "PREDICTION_TYPE_", message.prediction_type
+        ),
+        accepts_prompts=schema.accepts_prompts,
+        classes=schema.classes,
+        has_unconditional=schema.has_unconditional,
+        vocabulary=tuple(schema.vocabulary),
+        conditioning_tensors=tuple(
+            ConditioningTensor(part.name, dtype_name(part.dtype), tuple(part.shape))
+            for part in schema.tensors
+        ),
+        limits=Limits(
+            max_message_bytes=limits.max_message_bytes,
+            max_draws=limits.max_draws,
+            max_renders=limits.max_renders,
+            max_branches=limits.max_branches,
+            max_evaluations=limits.max_evaluations,
+            max_prompts=limits.max_prompts,
+            max_prompt_characters=limits.max_prompt_characters,
+        ),
+        scaling_factor=message.latent_scaling.scaling_factor,
+        shift_factor=message.latent_scaling.shift_factor,
+        evaluation_seconds=message.evaluation_seconds,
+        device=message.device,
+        description=message.description,
+    )
+
+
+def conditioning(
+    message: conditioning_pb2.Conditioning,
+    teacher: str,
+    label: str,
+    source: conditioning_pb2.ConditioningSource,
+    blend: tuple[Conditioning, ...] = (),
+) -> Conditioning:
+    """A conditioning that remembers the source it was made from."""
+    expires = message.HasField("expire_time")
+    return Conditioning(
+        handle=message.handle,
+        teacher=teacher,
+        label=label,
+        expire_time=message.expire_time.ToDatetime(tzinfo=UTC) if expires else None,
+        source=source.SerializeToString(deterministic=True),
+        blend=blend,
+    )
+
+
+def estimate(message: teacher_service_pb2.EstimateGradientResponse) -> Estimate:
+    """Decode an estimate."""
+    pb = teacher_service_pb2
+    diagnostics, timings, table = message.diagnostics, message.timings, message.draw_table
+    drawn = message.HasField("sampling")
+    used = message.sampling
+    return Estimate(
+        gradient=_array(message.gradient),
+        noise_variance=(
+            _array(diagnostics.noise_variance) if diagnostics.HasField("noise_variance") else None
+        ),
+        variance_estimator=_name(
+            pb.VarianceEstimator, "VARIANCE_ESTIMATOR_", diagnostics.variance_estimator
+        ),
+        effective_sample_size=_array(diagnostics.effective_sample_size),
+        seed=message.seed,
+        sampler=(
+            _name(sampling_pb2.TimestepSampler, "TIMESTEP_SAMPLER_", used.timestep_sampler)
+            if drawn
+            else None
+        ),
+        proposal=_name(sampling_pb2.Proposal, "PROPOSAL_", used.proposal) if drawn else None,
+        coupling=(
+            _name(sampling_pb2.NoiseCoupling, "NOISE_COUPLING_", used.noise_coupling)
+            if drawn
+            else None
+        ),
+        draws_spent=message.draws_spent,
+        evaluations_spent=message.evaluations_spent,
+        teacher_digest=message.teacher_digest,
+        queue_seconds=timings.queue_seconds,
+        compute_seconds=timings.compute_seconds,
+        total_seconds=timings.total_seconds,
+        draws=(
+            DrawTable(
+                timesteps=_array(table.timesteps),
+                noise_indices=_array(table.noise_indices),
+                signs=_array(table.signs),
+                importance_weights=_array(table.importance_weights),
+            )
+            if message.HasField("draw_table")
+            else None
+        ),
+    )
+
+
+def noise_prediction(message: teacher_service_pb2.PredictNoiseResponse) -> NoisePrediction:
+    """Decode raw noise predictions."""
+    return NoisePrediction(
+        noise=_array(message.noise_prediction),
+        seed=message.seed,
+        evaluations_spent=message.evaluations_spent,
+        teacher_digest=message.teacher_digest,
+        queue_seconds=message.timings.queue_seconds,
+        compute_seconds=message.timings.compute_seconds,
+        total_seconds=message.timings.total_seconds,
+    )
+
+
+def _array(message: Any) -> Any:
+    """Decoded and writable, so that torch can share its memory without a warning."""
+    return decode_tensor(message).copy()
+
+
+def _name(wrapper: Any, prefix: str, value: int) -> str:
+    """An enum's name in lower case; its number where a newer server uses one unknown here."""
+    if value not in wrapper.values():
+        return str(value)
+    return wrapper.Name(value).removeprefix(prefix).lower()

@@ -1,0 +1,257 @@
+"""The one choke point: every RPC goes through ``Transport.call``.
+
+Deadlines, retries, message limits and error mapping live here and nowhere else. gRPC's own
+retries are off, so that there is one policy: UNAVAILABLE is always retried,
+RESOURCE_EXHAUSTED only where the server sent RetryInfo, nothing else ever, and never past the
+deadline. Every RPC of the contract is idempotent, so a retry is always safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+
+from carv.errors import FieldViolation, Reason
+from carv.v1 import teacher_service_pb2 as pb
+from carv.v1 import tensor_pb2
+from carv_client._config import ClientConfig
+from carv_client._errors import (
+    CarvError,
+    ClientClosedError,
+    DeadlineExceededError,
+    InternalError,
+    MessageTooLargeError,
+    ResourceExhaustedError,
+    UnavailableError,
+    from_rpc_error,
+)
+
+__all__ = [
+    "CREATE_CONDITIONING",
+    "ESTIMATE_GRADIENT",
+    "GET_TEACHER",
+    "LIST_TEACHERS",
+    "PREDICT_NOISE",
+    "Deadline",
+    "Rpc",
+    "Transport",
+    "retry_wait",
+]
+
+Request = TypeVar("Request", bound=Message)
+Reply = TypeVar("Reply", bound=Message)
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
+
+
+@dataclass(frozen=True)
+class Rpc(Generic[Request, Reply]):
+    """One unary method of the service: its name and message types."""
+
+    name: str
+    request: type[Request]
+    reply: type[Reply]
+
+
+LIST_TEACHERS = Rpc("ListTeachers", pb.ListTeachersRequest, pb.ListTeachersResponse)
+GET_TEACHER = Rpc("GetTeacher", pb.GetTeacherRequest, pb.GetTeacherResponse)
+CREATE_CONDITIONING = Rpc(
+    "CreateConditioning", pb.CreateConditioningRequest, pb.CreateConditioningResponse
+)
+ESTIMATE_GRADIENT = Rpc("EstimateGradient", pb.EstimateGradientRequest, pb.EstimateGradientResponse)
+PREDICT_NOISE = Rpc("PredictNoise", pb.PredictNoiseRequest, pb.PredictNoiseResponse)
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A moment on the event loop's clock by which a call must be done; None is never."""
+
+    moment: float | None
+    seconds: float | None
+
+    @classmethod
+    def after(cls, seconds: float | None) -> Deadline:
+        """So many seconds from now."""
+        if seconds is None:
+            return cls(None, None)
+        return cls(asyncio.get_running_loop().time() + seconds, seconds)
+
+    def remaining(self) -> float | None:
+        """Seconds left, possibly below zero."""
+        if self.moment is None:
+            return None
+        return self.moment - asyncio.get_running_loop().time()
+
+
+def retry_wait(
+    error: CarvError, attempt: int, config: ClientConfig, jitter: Callable[[], float]
+) -> float | None:
+    """Seconds to wait before sending again, or None where the error is final.
+
+    Args:
+        error: why the attempt failed.
+        attempt: which attempt that was, from 1.
+        config: the policy.
+        jitter: uniform on [0, 1); spreads the wait over [half, whole] of the backoff.
+    """
+    told = error.retry_delay
+    retryable = isinstance(error, UnavailableError) or (
+        isinstance(error, ResourceExhaustedError) and told is not None
+    )
+    if not retryable or attempt >= config.retry_attempts:
+        return None
+    backoff = min(config.retry_max_seconds, config.retry_initial_seconds * 2.0 ** (attempt - 1))
+    wait = backoff * (0.5 + 0.5 * jitter())
+    # Never before the server's own delay, and spread, so that a crowd does not return at once.
+    return wait if told is None else max(wait, told * (1.0 + 0.1 * jitter()))
+
+
+class Transport:
+    """A gRPC channel with one policy. Belongs to the event loop that first calls it."""
+
+    def __init__(self, config: ClientConfig, jitter: Callable[[], float]) -> None:
+        self._config = config
+        self._jitter = jitter
+        self._channel: grpc.aio.Channel | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._metadata = [(key, value) for key, value in config.metadata.items()]
+        if config.token is not None:
+            self._metadata.append(("authorization", f"Bearer {config.token}"))
+
+    async def call(self, rpc: Rpc[Request, Reply], request: Request, deadline: Deadline) -> Reply:
+        """Send a request, again where that helps, and return the reply.
+
+        Raises:
+            CarvError: as drawn in ``carv_client._errors``.
+        """
+        data = self._serialize(request)
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return _parse(rpc, await self._send(rpc, data, deadline))
+            except CarvError as error:
+                wait = retry_wait(error, attempt, self._config, self._jitter)
+                left = deadline.remaining()
+                if wait is None or (left is not None and wait >= left):
+                    raise
+            await asyncio.sleep(wait)
+
+    async def close(self) -> None:
+        """Close the channel; calls in flight end with ClientClosedError. May be repeated."""
+        self._closed = True
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    def _serialize(self, request: Message) -> bytes:
+        size, limit = request.ByteSize(), self._config.max_message_bytes
+        if size > limit:
+            field = _largest_field(request)
+            raise MessageTooLargeError(
+                f"the request takes {size} bytes and the limit is {limit} "
+                "(ClientConfig.max_message_bytes); send fewer renders at once, or a 16-bit dtype",
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                Reason.MESSAGE_TOO_LARGE.value,
+                violations=[FieldViolation(field, "the largest part of the request")],
+            )
+        return request.SerializeToString()
+
+    async def _send(self, rpc: Rpc[Any, Any], data: bytes, deadline: Deadline) -> bytes:
+        left = deadline.remaining()
+        if left is not None and left <= 0:
+            raise _expired(rpc, deadline)
+        # Bytes in, bytes out: retries do not serialize again.
+        channel = cast(Any, self._open())
+        method = channel.unary_unary(f"/{_SERVICE}/{rpc.name}")
+        try:
+            return cast(bytes, await method(data, timeout=left, metadata=self._metadata))
+        except grpc.aio.AioRpcError as error:
+            if self._closed:
+                raise _closed() from None
+            mapped = from_rpc_error(error)
+            if isinstance(mapped, DeadlineExceededError) and not mapped.reason:
+                raise _expired(rpc, deadline) from error
+            raise mapped from (None if mapped.reason else error)  # a rich status says it all
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and (task is None or not task.cancelling()):
+                raise _closed() from None  # closing the channel cancels its calls
+            raise
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._closed:
+            raise _closed()
+        loop = asyncio.get_running_loop()
+        if self._channel is None:
+            self._channel, self._loop = _open_channel(self._config), loop
+        elif loop is not self._loop:
+            raise RuntimeError("an AsyncTeacherClient belongs to the event loop that first used it")
+        return self._channel
+
+
+def _open_channel(config: ClientConfig) -> grpc.aio.Channel:
+    reconnect = int(config.retry_initial_seconds * 1000)
+    options = [
+        ("grpc.max_send_message_length", config.max_message_bytes),
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.enable_retries", 0),
+        ("grpc.keepalive_time_ms", int(config.keepalive_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", int(config.keepalive_timeout_seconds * 1000)),
+        ("grpc.http2.ping_timeout_ms", int(config.keepalive_timeout_seconds * 1000)),
+        # Without these the channel itself would refuse to reconnect for longer than we wait.
+        ("grpc.initial_reconnect_backoff_ms", max(reconnect, 100)),
+        ("grpc.max_reconnect_backoff_ms", max(int(config.retry_max_seconds * 1000), 100)),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    if not config.secure:
+        return grpc.aio.insecure_channel(config.address, options=options)
+    credentials = grpc.ssl_channel_credentials(
+        config.root_certificates, config.private_key, config.certificate_chain
+    )
+    return grpc.aio.secure_channel(config.address, credentials, options=options)
+
+
+def _parse(rpc: Rpc[Any, Reply], data: bytes) -> Reply:
+    try:
+        return rpc.reply.FromString(data)
+    except DecodeError as error:
+        raise InternalError(
+            f"the reply to {rpc.name} does not parse; is this a carv.v1 server?",
+            grpc.StatusCode.INTERNAL,
+        ) from error
+
+
+def _largest_field(message: Message) -> str:
+    """Path of the field that takes the most bytes, down to the tensor."""
+    path: list[str] = []
+    while not isinstance(message, tensor_pb2.Tensor):
+        parts: list[tuple[int, str, Any]] = []
+        for field, value in message.ListFields():
+            size = value.ByteSize() if isinstance(value, Message) else len(str(value))
+            parts.append((size, field.name, value))
+        if not parts:
+            break
+        _, name, value = max(parts, key=lambda part: part[0])
+        path.append(name)
+        if not isinstance(value, Message):
+            break
+        message = value
+    return ".".join(path)
+
+
+def _expired(rpc: Rpc[Any, Any], deadline: Deadline) -> DeadlineExceededError:
+    return DeadlineExceededError(
+        f"no reply to {rpc.name} within {deadline.seconds} s", grpc.StatusCode.DEADLINE_EXCEEDED
+    )
+
+
+def _closed() -> ClientClosedError:
+    return ClientClosedError("the client is closed")

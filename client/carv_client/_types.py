@@ -1,0 +1,259 @@
+"""The values that go into a request and come out of a reply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from carv_client._errors import invalid
+
+__all__ = [
+    "Branch",
+    "Conditioning",
+    "ConditioningTensor",
+    "Conditionings",
+    "Coupling",
+    "DrawTable",
+    "Estimate",
+    "EstimateOptions",
+    "Guidance",
+    "Limits",
+    "NamedWeighting",
+    "NoisePrediction",
+    "Proposal",
+    "Sampler",
+    "Teacher",
+    "WireDtype",
+]
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+
+Sampler = Literal["iid", "stratified", "global", "nested"]
+"""Where the timesteps of the draws are placed."""
+Proposal = Literal["prior", "weight"]
+"""The law that timesteps are drawn from."""
+Coupling = Literal["iid", "antithetic"]
+"""How the noises of a render's draws hang together."""
+Guidance = Literal["standard", "text_anchored"]
+"""Convention of the guidance scale."""
+NamedWeighting = Literal["sds", "uniform", "fantasia3d", "dreamfusion_sqrt", "x0", "score"]
+"""w(t) by name."""
+WireDtype = Literal["float32", "float16", "bfloat16"]
+"""What latents travel as."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """A conditioning that the server holds for us, and what it was made of.
+
+    A value object: reuse it for any number of calls. When the server has dropped its handle,
+    the client creates it again from its source and goes on.
+    """
+
+    handle: str
+    """Content address on the server."""
+    teacher: str
+    """Teacher it was made for; empty for the server's default."""
+    label: str
+    """What it stands for, for people: the prompt, the class, and so on."""
+    expire_time: datetime | None = field(compare=False, default=None)
+    """When the server may drop it, as told at creation; use extends it."""
+    source: bytes = field(repr=False, default=b"")
+    """Serialized ``carv.v1.ConditioningSource``; without handles for a blend."""
+    blend: tuple[Conditioning, ...] = field(repr=False, default=())
+    """The parts of a blend, in the order of the weights in ``source``."""
+
+
+Conditionings = Conditioning | Sequence[Conditioning]
+"""One conditioning for all renders, or one for each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One term a(t) · ε̂(z_t, t, c) of the guidance combination."""
+
+    conditioning: Conditionings
+    """c: one for all renders, or one for each."""
+    coefficient: npt.ArrayLike = 1.0
+    """a: a number, or one value for each timestep of the teacher's grid, shape [N]."""
+    use_reference_latents: bool = False
+    """Evaluate at the reference latents, under the same (t, ε)."""
+
+
+@dataclass(frozen=True)
+class ConditioningTensor:
+    """A tensor that the teacher takes as conditioning; ``shape`` is that of one row."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that a request to a teacher must keep."""
+
+    max_message_bytes: int
+    max_draws: int
+    """K, draws per render."""
+    max_renders: int
+    """R, renders per request."""
+    max_branches: int
+    max_evaluations: int
+    """R · K · branches."""
+    max_prompts: int
+    max_prompt_characters: int
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """What the server says about a teacher."""
+
+    id: str
+    digest: str
+    """SHA-256 over the weights and everything else that changes an answer."""
+    family: str
+    """"analytic", "stable-diffusion" or "ddpm"."""
+    event_shape: tuple[int, ...]
+    """Shape of one render's latents."""
+    schedule_kind: str
+    """"discrete" or "flow"."""
+    alpha: Float64Array
+    """[N]: z_t = alpha[t]·x + sigma[t]·ε. Empty in ``list_teachers``."""
+    sigma: Float64Array
+    """[N]. Empty in ``list_teachers``."""
+    prediction_type: str
+    """What the checkpoint outputs: "epsilon", "v", "sample" or "flow". Clients only ever see
+    noise predictions."""
+    accepts_prompts: bool
+    classes: int
+    """Number of classes; 0 where the teacher takes no class ids."""
+    has_unconditional: bool
+    vocabulary: tuple[str, ...]
+    """Where not empty, the only words that a prompt may hold."""
+    conditioning_tensors: tuple[ConditioningTensor, ...]
+    limits: Limits
+    scaling_factor: float
+    """latents = (encode(image) − shift_factor) · scaling_factor."""
+    shift_factor: float
+    evaluation_seconds: float
+    """Mean time of one evaluation on the server; 0 until it has done one."""
+    device: str
+    description: str
+
+    @property
+    def timesteps(self) -> int:
+        """N, the size of the grid; 0 in ``list_teachers``."""
+        return len(self.alpha)
+
+
+@dataclass(frozen=True, eq=False)
+class DrawTable:
+    """The draws behind an estimate, each [R, K]. ``**vars(table)`` with the reply's seed sends
+    the same draws again."""
+
+    timesteps: Int64Array
+    noise_indices: Int64Array
+    signs: Float32Array
+    importance_weights: Float32Array
+    """p/q of each draw."""
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A gradient with its diagnostics."""
+
+    gradient: Float32Array = field(repr=False)
+    """[R, *event_shape], float32, writable."""
+    noise_variance: Float32Array | None
+    """[R]: estimate of tr Cov of each render's gradient over (t, ε); None where a render has
+    fewer than two independent groups of draws."""
+    variance_estimator: str
+    """"unbiased", "conservative" (not below the truth on average: stratified draws) or
+    "unavailable"."""
+    effective_sample_size: Float32Array
+    """[R]: (Σw)²/Σw² over a render's importance weights, at most K."""
+    seed: int
+    """The seed used; send it again for the same draws."""
+    sampler: str | None
+    """Timestep sampler used; None where the draws were the client's own, as below."""
+    proposal: str | None
+    coupling: str | None
+    draws_spent: int
+    """R · K."""
+    evaluations_spent: int
+    """R · K · branches."""
+    teacher_digest: str
+    queue_seconds: float
+    """From admission to the first forward."""
+    compute_seconds: float
+    """This request's share of the forwards that it took part in."""
+    total_seconds: float
+    """From decoding the request to encoding the reply, on the server."""
+    draws: DrawTable | None = field(repr=False)
+    """With ``return_draws=True``."""
+
+
+@dataclass(frozen=True, eq=False)
+class NoisePrediction:
+    """Raw ε̂ at the client's own draws."""
+
+    noise: Float32Array = field(repr=False)
+    """[R, K, *event_shape], in noise units whatever the checkpoint predicts."""
+    seed: int
+    evaluations_spent: int
+    teacher_digest: str
+    queue_seconds: float
+    compute_seconds: float
+    total_seconds: float
+
+
+class EstimateOptions(TypedDict, total=False):
+    """The keyword arguments of ``estimate_gradient``, for functions that pass them on."""
+
+    draws: int
+    guidance_scale: float
+    guidance: Guidance
+    negative_prompt: str | None
+    seed: int | None
+    teacher: str | None
+    timestep_range: tuple[float, float]
+    prior: npt.ArrayLike | None
+    weighting: NamedWeighting | npt.ArrayLike
+    sampler: Sampler | None
+    proposal: Proposal | None
+    coupling: Coupling | None
+    branches: Sequence[Branch] | None
+    noise_coefficient: npt.ArrayLike
+    reference_latents: npt.ArrayLike | None
+    timesteps: npt.ArrayLike | None
+    noise_indices: npt.ArrayLike | None
+    signs: npt.ArrayLike | None
+    importance_weights: npt.ArrayLike | None
+    wire_dtype: WireDtype | None
+    return_draws: bool
+    timeout: float | None
+
+
+def as_tuple(conditioning: Conditionings) -> tuple[Conditioning, ...]:
+    """One or many, as a tuple."""
+    every: tuple[Any, ...] = (
+        (conditioning,) if isinstance(conditioning, Conditioning) else tuple(conditioning)
+    )
+    if isinstance(conditioning, str) or not all(isinstance(one, Conditioning) for one in every):
+        raise invalid("conditioning", f"{conditioning!r}: make one with create_conditioning")
+    return every
+
+
+def frozen(values: Any) -> Float64Array:
+    """A read-only float64 array."""
+    array = np.array(values, dtype=np.float64)
+    array.setflags(write=False)
+    return array

@@ -1,0 +1,132 @@
+"""The autograd bridge: exactly the estimated gradient, in any dtype."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from carv_client import Branch, TeacherClient
+from carv_client.torch import (
+    attach_gradient,
+    score_distillation,
+    score_distillation_with_estimate,
+)
+
+RENDERS = 3
+SHAPE = (RENDERS, 2, 4, 4)
+GRADIENT = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+
+
+def latents(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    values = torch.from_numpy(np.random.default_rng(1).normal(size=SHAPE))
+    return values.to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize(("reduction", "divisor"), [("mean", RENDERS), ("sum", 1)])
+def test_the_latents_get_the_gradient_itself(reduction: str, divisor: int) -> None:
+    x = latents()
+    loss = attach_gradient(x, GRADIENT, reduction)  # type: ignore[arg-type]
+    loss.backward()
+    assert x.grad is not None
+    np.testing.assert_array_equal(x.grad.numpy(), GRADIENT * np.float32(1 / divisor))
+    # float32 sum of 96 squares.
+    assert loss.item() == pytest.approx(0.5 * float((GRADIENT**2).sum()) / divisor, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_get_the_gradient_rounded_once(dtype: torch.dtype) -> None:
+    """Gradients far below the spacing of the latents' dtype survive, which ``latents − grad``
+    would lose."""
+    x = latents(dtype)
+    small = GRADIENT * np.float32(2.0**-12)
+    loss = attach_gradient(x, small, "sum")
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert x.grad is not None
+    assert x.grad.dtype == dtype
+    assert torch.equal(x.grad, torch.from_numpy(small).to(dtype))
+
+
+def test_a_loss_scale_multiplies_in_float32_before_rounding() -> None:
+    x = latents(torch.float16)
+    tiny = GRADIENT * np.float32(2.0**-30)  # zero in float16
+    (attach_gradient(x, tiny, "sum") * 2.0**20).backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.from_numpy(tiny * np.float32(2.0**20)).half())
+
+
+def test_the_gradient_flows_through_the_renderer() -> None:
+    """d loss / d θ = Jᵀ ĝ / R, for a linear renderer x = Aθ written out."""
+    size = int(np.prod(SHAPE))
+    jacobian = torch.from_numpy(np.random.default_rng(2).normal(size=(size, 5)).astype(np.float32))
+    theta = torch.zeros(5, requires_grad=True)
+    attach_gradient((jacobian @ theta).reshape(SHAPE), GRADIENT).backward()
+    expected = jacobian.T @ torch.from_numpy(GRADIENT).reshape(-1) / RENDERS
+    assert theta.grad is not None
+    torch.testing.assert_close(theta.grad, expected)
+
+
+def test_losses_add_up() -> None:
+    x = latents()
+    (2 * attach_gradient(x, GRADIENT, "sum") + x.sum()).backward()
+    assert x.grad is not None
+    np.testing.assert_allclose(x.grad.numpy(), 2 * GRADIENT + 1, rtol=1e-6)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    x = latents()
+    loss = attach_gradient(x, GRADIENT)
+    (first,) = torch.autograd.grad(loss, x, create_graph=True)
+    np.testing.assert_array_equal(first.detach(), GRADIENT * np.float32(1 / RENDERS))
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        (first.square().sum() + x.square().sum()).backward()
+
+
+def test_a_gradient_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        attach_gradient(latents(), GRADIENT[:1])
+
+
+def test_the_server_is_asked_and_its_gradient_is_handed_on(analytic_server: str) -> None:
+    x = latents()
+    with TeacherClient(analytic_server) as client:
+        c = client.create_conditioning(class_id=1)
+        loss, estimate = score_distillation_with_estimate(x, c, client=client, draws=2, seed=5)
+        again = score_distillation(x, c, client=client, draws=2, seed=5)
+        direct = client.estimate_gradient(x.detach().numpy(), c, draws=2, seed=5)
+    np.testing.assert_allclose(estimate.gradient, direct.gradient, rtol=1e-5, atol=1e-6)
+    assert again.item() == pytest.approx(loss.item(), rel=1e-5)
+    loss.backward()
+    assert x.grad is not None
+    np.testing.assert_allclose(x.grad.numpy(), estimate.gradient / RENDERS, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bit_latents_are_sent_as_they_are(analytic_server: str, dtype: torch.dtype) -> None:
+    x = latents(dtype)
+    with TeacherClient(analytic_server) as client:
+        c = client.create_conditioning(class_id=1)
+        branches = [Branch(c, 1.0), Branch(c, -1.0, use_reference_latents=True)]
+        reference = x.detach() + 0.5
+        _, estimate = score_distillation_with_estimate(
+            x, client=client, branches=branches, reference_latents=reference, draws=2, seed=5
+        )
+        exact, exact_reference = x.detach().float().numpy(), reference.float().numpy()
+        direct = client.estimate_gradient(
+            exact, branches=branches, reference_latents=exact_reference, draws=2, seed=5
+        )
+    np.testing.assert_allclose(estimate.gradient, direct.gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_a_wrong_reduction_is_told_before_anything_is_sent() -> None:
+    with TeacherClient("localhost:1") as client, pytest.raises(ValueError, match="reduction"):
+        score_distillation(latents(), client=client, reduction="max")  # type: ignore[arg-type]
+
+
+def test_the_light_client_does_not_import_torch() -> None:
+    check = "import sys, carv_client, carv_client.commands; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -3,9 +3,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from tests.support.oracle import write_oracle_folder
 from tests.support.process import ServerProcess
+
+# Small tensors: a second thread costs more than it brings, above all beside server processes.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

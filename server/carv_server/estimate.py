@@ -24,7 +24,7 @@ from carv_server.sampling.plan import DrawPlan, effective_sample_size, plan_draw
 from carv_server.sampling.reduce import estimate_from_moments
 from carv_server.scheduler import Scheduler
 
-__all__ = ["Estimate", "Prediction", "VarianceEstimator", "estimate_gradient", "predict_noise"]
+__all__ = ["Estimate", "Prediction", "VarianceEstimator", "estimate_gradient", "make_work", "predict_noise"]
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -75,7 +75,7 @@ async def estimate_gradient(
         plan = plan_draws(
             plan.sampling, request.objective, len(request.latents), plan.draws, request.seed
         )
-    work = _work(
+    work = make_work(
         plan,
         request.latents,
         request.reference_latents,
@@ -103,7 +103,7 @@ async def predict_noise(
 ) -> Prediction:
     """Raises RequestError as ``Scheduler.submit``."""
     plan = request.plan
-    work = _work(plan, request.latents, None, [request.branch], None, request.seed, request.noisy)
+    work = make_work(plan, request.latents, None, [request.branch], None, request.seed, request.noisy)
     result = await scheduler.submit(work, deadline)
     assert result.predictions is not None
     flat = np.empty_like(result.predictions.numpy())
@@ -122,7 +122,7 @@ def _grouped_order(plan: DrawPlan) -> npt.NDArray[np.int64]:
     return np.lexsort((plan.groups.reshape(-1), renders))
 
 
-def _work(
+def make_work(
     plan: DrawPlan,
     latents: Float32Array,
     reference_latents: Float32Array | None,

@@ -24,6 +24,7 @@ __all__ = [
     "Sampling",
     "effective_sample_size",
     "explicit_plan",
+    "plan_at_points",
     "plan_draws",
 ]
 
@@ -87,6 +88,19 @@ def plan_draws(
 ) -> DrawPlan:
     """Place K draws for each of R renders; a pure function of its arguments.
 
+    Raises:
+        ValueError: as ``proposal_table``.
+    """
+    return plan_at_points(
+        sampling, objective, place_points(sampling.sampler, renders, draws, seed)
+    )
+
+
+def plan_at_points(
+    sampling: Sampling, objective: ObjectiveTables, points: Float64Array
+) -> DrawPlan:
+    """A plan from points u_rk in [0, 1), [R, K], through the inverse CDF of the proposal.
+
     ``antithetic`` couples draws 2j and 2j + 1 of a render: they share noise index j with
     opposite signs, and under any stratified sampler they lie in adjacent strata, so each
     keeps its own t. The last draw of an odd K stands alone.
@@ -95,20 +109,18 @@ def plan_draws(
         ValueError: as ``proposal_table``.
     """
     table = proposal_table(sampling.proposal, objective)
-    points = place_points(sampling.sampler, renders, draws, seed)
     timesteps = inverse_cdf(table, points)
-    k = np.arange(draws)
+    k = np.arange(points.shape[1])
     if sampling.coupling is NoiseCoupling.ANTITHETIC:
         noise_index, sign = k // 2, np.where(k % 2 == 0, 1.0, -1.0)
     else:
-        noise_index, sign = k, np.ones(draws)
-    shape = (renders, draws)
+        noise_index, sign = k, np.ones(len(k))
     return DrawPlan(
         timesteps=timesteps,
-        noise_indices=np.broadcast_to(noise_index, shape),
-        signs=np.broadcast_to(sign, shape),
+        noise_indices=np.broadcast_to(noise_index, points.shape),
+        signs=np.broadcast_to(sign, points.shape),
         importance_weights=importance_weights(objective.prior, table, timesteps),
-        groups=np.broadcast_to(noise_index, shape),
+        groups=np.broadcast_to(noise_index, points.shape),
         identically_distributed=sampling.sampler is TimestepSampler.IID,
     )
 

@@ -1,0 +1,175 @@
+"""Runs the server's own estimator (plan, forward, reduction) on the oracle teacher, many seeds at
+a time, and states the closed form it must agree with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from carv_server.estimate import make_work
+from carv_server.replicas.forward import evaluate
+from carv_server.replicas.protocol import Branch, Conditioning, Work, WorkResult
+from carv_server.sampling.objective import (
+    NamedWeighting,
+    ObjectiveTables,
+    prior_on_range,
+    weighting_values,
+)
+from carv_server.sampling.plan import DrawPlan, Sampling, plan_at_points
+from carv_server.sampling.reduce import Moments, estimate_from_moments
+from carv_server.sampling.timesteps import TimestepSampler, place_points
+from carv_server.teachers.analytic import AnalyticTeacher
+from tests.support.oracle import EVENT_SHAPE, oracle_mixture, oracle_schedule
+
+__all__ = [
+    "Oracle",
+    "Runs",
+    "broken_likelihood_ratio",
+    "broken_sign",
+    "largest_z",
+    "table_weighting",
+]
+
+Float64Array = npt.NDArray[np.float64]
+Mutation = Callable[[Work], Work]
+
+_CONDITIONAL, _NEGATIVE = 1, 2
+_GUIDANCE = 3.0
+
+
+def table_weighting() -> Float64Array:
+    """A client's own w(t): zero on one stretch, negative on another."""
+    t = np.linspace(0.0, 1.0, len(oracle_schedule()))
+    return np.where((t > 0.2) & (t < 0.3), 0.0, np.sin(7.0 * t) + 0.4)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Independent estimates of one objective.
+
+    Attributes:
+        gradients: float64 [M, R, D].
+        variances: float64 [M, R], each estimate's own noise variance.
+    """
+
+    gradients: Float64Array
+    variances: Float64Array
+
+
+class Oracle:
+    """Guidance between two mixture components, one coefficient depending on t, at three states
+    of x: on the manifold, between components, and far off."""
+
+    def __init__(self, weighting: NamedWeighting | None) -> None:
+        """``weighting`` None takes ``table_weighting``."""
+        self._mixture, schedule = oracle_mixture(), oracle_schedule()
+        self._teacher = AnalyticTeacher(self._mixture, schedule)
+        means = self._mixture.means
+        noise = np.random.default_rng(1).normal(size=EVENT_SHAPE)
+        self.latents = np.stack(
+            [means[1] + 0.3 * noise, (means[0] + means[2]) / 2, 2.5 * noise]
+        ).astype(np.float32)
+        timesteps = len(schedule)
+        ramp = np.linspace(1.0, 0.2, timesteps)
+        self.objective = ObjectiveTables(
+            prior=prior_on_range(timesteps, 0.02, 0.98),
+            weighting=table_weighting()
+            if weighting is None
+            else weighting_values(weighting, schedule),
+            branch_coefficients=np.stack([_GUIDANCE * ramp, 1.0 - _GUIDANCE * ramp]),
+            noise_coefficient=-np.ones(timesteps),
+        )
+        self._branches = [
+            Branch([Conditioning(f"class-{label}", {"class_label": torch.tensor(label)})])
+            for label in (_CONDITIONAL, _NEGATIVE)
+        ]
+
+    def closed_form(self) -> Float64Array:
+        """g_r = sum_t p(t) w(t) sum_j a_j(t) E_eps[eps_hat_j], float64 [R, D]; d eps has mean 0."""
+        schedule, objective = oracle_schedule(), self.objective
+        combined = sum(
+            coefficient[None, :, None]
+            * self._mixture.expected_noise(self.latents, label, schedule).reshape(
+                len(self.latents), len(schedule), -1
+            )
+            for coefficient, label in zip(
+                objective.branch_coefficients, (_CONDITIONAL, _NEGATIVE), strict=True
+            )
+        )
+        weights = np.where(objective.prior > 0, objective.prior * objective.weighting, 0.0)
+        return np.einsum("t,rtd->rd", weights, combined)
+
+    def run(
+        self,
+        sampling: Sampling,
+        draws: int,
+        seeds: range,
+        mutations: Sequence[Mutation] = (),
+    ) -> list[Runs]:
+        """One estimate for each seed, K draws for each of the three renders; then the same draws
+        once more under each mutation.
+
+        The seeds' plans become one work over all their renders: one large reduction in place
+        of many small ones. The noise of different renders is independent.
+        """
+        renders = len(self.latents)
+        plan = plan_at_points(
+            sampling, self.objective, _points(sampling.sampler, renders, draws, seeds)
+        )
+        latents = np.tile(self.latents, (len(seeds), 1, 1, 1))
+        work = make_work(plan, latents, None, self._branches, self.objective, seeds[0])
+        works = [work, *(mutation(work) for mutation in mutations)]
+        return [
+            _runs(result, plan, renders) for result in evaluate(self._teacher, works)
+        ]
+
+
+@cache
+def _points(sampler: TimestepSampler, renders: int, draws: int, seeds: range) -> Float64Array:
+    return np.concatenate([place_points(sampler, renders, draws, seed) for seed in seeds])
+
+
+def _runs(result: WorkResult, plan: DrawPlan, renders: int) -> Runs:
+    assert result.moments is not None
+    by_render: list[dict[int, Moments]] = [{} for _ in range(plan.renders)]
+    for (render, size), moments in result.moments.items():
+        by_render[render][size] = moments
+    estimates = [estimate_from_moments(by_size, plan.draws) for by_size in by_render]
+    gradients = torch.stack([mean for mean, _ in estimates]).numpy()
+    variances = np.array([variance for _, variance in estimates])
+    return Runs(gradients.reshape(-1, renders, gradients.shape[1]), variances.reshape(-1, renders))
+
+
+def broken_likelihood_ratio(work: Work) -> Work:
+    """Each draw's p/q off by a factor that depends on t."""
+    return replace(work, scales=work.scales * (2.0 * work.timesteps / len(oracle_schedule())) ** 2)
+
+
+def broken_sign(work: Work) -> Work:
+    """The first branch enters with the wrong sign."""
+    flipped = work.branch_coefficients.clone()
+    flipped[0] *= -1.0
+    return replace(work, branch_coefficients=flipped)
+
+
+def largest_z(gradients: Float64Array, expected: Float64Array) -> float:
+    """Largest |z| of the mean over runs, along the expected gradient and along one fixed random
+    direction, for each render and for their sum.
+
+    Args:
+        gradients: [M, R, D], independent over M.
+        expected: [R, D].
+    """
+    errors = gradients - expected
+    random = np.random.default_rng(0).normal(size=expected.shape)
+    scores: list[float] = []
+    for direction in (expected, random):
+        along = np.einsum("mrd,rd->mr", errors, direction)
+        for sample in (*along.T, along.sum(axis=1)):
+            scores.append(sample.mean() / (sample.std(ddof=1) / np.sqrt(len(sample))))
+    return float(np.max(np.abs(scores)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
@@ -34,7 +34,7 @@ STATUS_METADATA_KEY = "grpc-status-details-bin"
 _TYPE_URL = "type.googleapis.com/google.rpc."
 
 
-class Reason(str, Enum):
+class Reason(StrEnum):
     """Why a call failed; ``ErrorInfo.reason`` on the wire."""
 
     MALFORMED_MESSAGE = "MALFORMED_MESSAGE"
@@ -144,9 +144,7 @@ def decode_status(data: bytes) -> tuple[int, str, ErrorDetails] | None:
                 reason, metadata = info.reason, dict(info.metadata)
             elif kind == "google.rpc.BadRequest":
                 bad = rpc.BadRequest.FromString(detail.value)
-                violations += [
-                    FieldViolation(v.field, v.description) for v in bad.field_violations
-                ]
+                violations += [FieldViolation(v.field, v.description) for v in bad.field_violations]
             elif kind == "google.rpc.RetryInfo":
                 retry = rpc.RetryInfo.FromString(detail.value).retry_delay
                 delay = retry.seconds + retry.nanos * 1e-9

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from carv_client import commands as client_commands
 from carv_server import __version__, serve_command
-
+from carv_server.demo import command as demo_command
 
 __all__ = ["main"]
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"carv {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     serve_command.register(subparsers)
-
+    demo_command.register(subparsers)
     client_commands.register(subparsers)
     arguments = parser.parse_args(argv)
     try:

@@ -38,7 +38,6 @@ class StoreConfig:
 
 @dataclass
 class _Entry:
-    teacher: str
     conditioning: Conditioning
     size: int
     expires: float
@@ -54,7 +53,8 @@ class ConditioningStore:
     def __init__(self, config: StoreConfig, clock: Callable[[], float]) -> None:
         self._config = config
         self._clock = clock
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        # By teacher too: one set of weights under two ids has the same handles.
+        self._entries: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -62,25 +62,27 @@ class ConditioningStore:
         """The conditioning, its life extended; None where the handle is unknown, expired or of
         another teacher."""
         with self._lock:
-            entry = self._entries.get(handle)
-            if entry is None or entry.teacher != teacher:
+            key = (teacher, handle)
+            entry = self._entries.get(key)
+            if entry is None:
                 return None
             now = self._clock()
             if entry.expires <= now:
-                self._remove(handle)
+                self._remove(key)
                 return None
             entry.expires = now + self._config.seconds_to_live
-            self._entries.move_to_end(handle)
+            self._entries.move_to_end(key)
             return entry.conditioning
 
     def put(self, handle: str, teacher: str, tensors: Tensors) -> float:
         """Keep a conditioning; the wall-clock second at which it expires if not used."""
         with self._lock:
-            if handle in self._entries:
-                self._remove(handle)
+            key = (teacher, handle)
+            if key in self._entries:
+                self._remove(key)
             size = sum(t.numel() * t.element_size() for t in tensors.values())
             expires = self._clock() + self._config.seconds_to_live
-            self._entries[handle] = _Entry(teacher, Conditioning(handle, tensors), size, expires)
+            self._entries[key] = _Entry(Conditioning(handle, tensors), size, expires)
             self._bytes += size
             while len(self._entries) > 1 and (
                 len(self._entries) > self._config.max_entries
@@ -89,8 +91,8 @@ class ConditioningStore:
                 self._remove(next(iter(self._entries)))
             return expires
 
-    def _remove(self, handle: str) -> None:
-        self._bytes -= self._entries.pop(handle).size
+    def _remove(self, key: tuple[str, str]) -> None:
+        self._bytes -= self._entries.pop(key).size
 
 
 def source_handles(teacher_digest: str, source: Source) -> list[str]:

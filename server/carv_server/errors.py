@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from carv.errors import FieldViolation, Reason
 
-__all__ = ["RequestError", "invalid"]
+__all__ = ["RequestError", "handles_gone", "invalid"]
 
 
 class RequestError(Exception):
@@ -37,5 +37,24 @@ class RequestError(Exception):
 
 def invalid(violations: Sequence[FieldViolation]) -> RequestError:
     """INVALID_FIELD with every violation in the message too, for clients that read no details."""
+    return _listed(Reason.INVALID_FIELD, violations)
+
+
+def handles_gone(handles: Mapping[str, str]) -> RequestError:
+    """CONDITIONING_NOT_FOUND for handles by the fields that hold them."""
+    return _listed(
+        Reason.CONDITIONING_NOT_FOUND,
+        [
+            FieldViolation(
+                field,
+                f"handle {handle[:80]!r} is unknown to this teacher or has expired; "
+                "create it again",
+            )
+            for field, handle in handles.items()
+        ],
+    )
+
+
+def _listed(reason: Reason, violations: Sequence[FieldViolation]) -> RequestError:
     listed = "; ".join(f"{v.field}: {v.description}" for v in violations)
-    return RequestError(Reason.INVALID_FIELD, listed, violations=violations)
+    return RequestError(reason, listed, violations=violations)

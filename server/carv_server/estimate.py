@@ -24,7 +24,14 @@ from carv_server.sampling.plan import DrawPlan, effective_sample_size, plan_draw
 from carv_server.sampling.reduce import estimate_from_moments
 from carv_server.scheduler import Scheduler
 
-__all__ = ["Estimate", "Prediction", "VarianceEstimator", "estimate_gradient", "make_work", "predict_noise"]
+__all__ = [
+    "Estimate",
+    "Prediction",
+    "VarianceEstimator",
+    "estimate_gradient",
+    "make_work",
+    "predict_noise",
+]
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -103,7 +110,9 @@ async def predict_noise(
 ) -> Prediction:
     """Raises RequestError as ``Scheduler.submit``."""
     plan = request.plan
-    work = make_work(plan, request.latents, None, [request.branch], None, request.seed, request.noisy)
+    work = make_work(
+        plan, request.latents, None, [request.branch], None, request.seed, request.noisy
+    )
     result = await scheduler.submit(work, deadline)
     assert result.predictions is not None
     flat = np.empty_like(result.predictions.numpy())
@@ -185,4 +194,3 @@ def _variance_estimator(plan: DrawPlan, available: bool) -> VarianceEstimator:
     if plan.identically_distributed and equal:
         return VarianceEstimator.UNBIASED
     return VarianceEstimator.CONSERVATIVE
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +17,14 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
-from carv.errors import STATUS_CODES, STATUS_METADATA_KEY, ErrorDetails, Reason, encode_status
+from carv.errors import (
+    STATUS_CODES,
+    STATUS_METADATA_KEY,
+    ErrorDetails,
+    FieldViolation,
+    Reason,
+    encode_status,
+)
 from carv.v1 import teacher_service_pb2 as pb
 from carv_server.errors import RequestError
 from carv_server.service import Call, TeacherService
@@ -28,6 +35,9 @@ _log = logging.getLogger(__name__)
 
 _STATUS_BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _PARSE_ASIDE_BYTES = 64 * 1024
+# A client by default refuses trailing metadata above 8 KiB; the details are sent as base64.
+_MAX_STATUS_MESSAGE_BYTES = 1024
+_MAX_STATUS_VIOLATION_BYTES = 3072
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -98,7 +108,7 @@ class Front:
                 failure = error
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
-            except Exception:
+            except Exception:  # noqa: BLE001 - to the log in full, to the client as INTERNAL
                 _log.exception("%s failed", message.DESCRIPTOR.name)
                 failure = RequestError(
                     Reason.INTERNAL, "a defect of the server; its log has the trace"
@@ -151,11 +161,37 @@ class Front:
 
 async def _abort(context: Context, error: RequestError) -> None:
     code = STATUS_CODES[error.reason]
+    message = _shortened(error.message)
     details = ErrorDetails(
-        error.reason.value, error.metadata, error.violations, error.retry_delay_seconds
+        error.reason.value, error.metadata, _first(error.violations), error.retry_delay_seconds
     )
     await context.abort(
         _STATUS_BY_NUMBER[code],
-        error.message,
-        trailing_metadata=((STATUS_METADATA_KEY, encode_status(code, error.message, details)),),
+        message,
+        trailing_metadata=((STATUS_METADATA_KEY, encode_status(code, message, details)),),
     )
+
+
+def _shortened(message: str) -> str:
+    """At most so many bytes once gRPC has percent-encoded it."""
+    used = 0
+    for i, character in enumerate(message):
+        used += 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode())
+        if used > _MAX_STATUS_MESSAGE_BYTES:
+            return f"{message[:i]} ..."
+    return message
+
+
+def _first(violations: Sequence[FieldViolation]) -> Sequence[FieldViolation]:
+    """As many violations as fit; the last one says how many do not."""
+    kept: list[FieldViolation] = []
+    used = 0
+    for i, violation in enumerate(violations):
+        description = _shortened(violation.description)
+        used += len(violation.field.encode()) + len(description.encode())
+        if used > _MAX_STATUS_VIOLATION_BYTES:
+            left = len(violations) - i
+            kept.append(FieldViolation(violation.field, f"this and more: {left} are not listed"))
+            break
+        kept.append(FieldViolation(violation.field, description))
+    return kept

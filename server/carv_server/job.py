@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -69,20 +70,14 @@ class Job:
         """Answered, failed or abandoned: nothing of it needs computing."""
         return self.done.done()
 
-    def take(self, evaluations: int, *, at_least_one: bool, now: float) -> tuple[range, Work] | None:
-        """Cut off the next groups that fit into ``evaluations``.
+    def waiting_costs(self, most: int) -> list[int]:
+        """Evaluations of each of the next groups, at most so many groups."""
+        bounds = self._bounds[self._next : self._next + most + 1]
+        return [(b - a) * len(self._work.branches) for a, b in pairwise(bounds)]
 
-        Args:
-            at_least_one: take one group even where it does not fit, so that work moves on.
-        """
-        first = self._next
-        draws = evaluations // len(self._work.branches)
-        last = int(np.searchsorted(self._bounds, self._bounds[first] + draws, side="right")) - 1
-        if at_least_one:
-            last = max(last, first + 1)
-        last = min(last, len(self._bounds) - 1)
-        if last <= first:
-            return None
+    def take(self, groups: int, *, now: float) -> tuple[range, Work]:
+        """Cut off the next groups, at least one."""
+        first, last = self._next, self._next + groups
         self._next = last
         if self._started is None:
             self._started = now

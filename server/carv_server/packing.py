@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 
 __all__ = ["fair_shares"]
 
 
-def fair_shares(demands: Sequence[int], budget: int) -> list[int]:
-    """Max-min fair shares of a budget.
+def fair_shares(costs: Sequence[Sequence[int]], budget: int) -> list[int]:
+    """Max-min fair shares of a budget, in whole groups of draws, by progressive filling.
 
-    Small demands are met in full; what they leave is split evenly over the larger ones, so a
-    long request never holds a short one back. Earlier requests get the odd unit.
+    The next group goes to the request that has been given least, the earlier one where they
+    are equal. So small requests are met in full, a long one never holds a short one back, and
+    no part of the budget is left that a waiting group would fit into.
 
     Args:
-        demands: evaluations that each request still wants, each at least 0.
+        costs: for each request, evaluations of the groups that it waits for, in order.
         budget: evaluations that the microbatch holds.
 
     Returns:
-        One share per demand, none above it; they sum to min(budget, sum of demands).
+        Number of groups for each request. Their costs sum to at most the budget, except where
+        the first request's first group alone is above it: that runs by itself, or it never would.
     """
-    shares = [0] * len(demands)
-    waiting = sorted(range(len(demands)), key=lambda i: demands[i])
+    shares = [0] * len(costs)
     left = budget
-    for position, i in enumerate(waiting):
-        shares[i] = min(demands[i], left // (len(waiting) - position))
-        left -= shares[i]
-    for i, demand in enumerate(demands):
-        extra = min(demand - shares[i], left)
-        shares[i] += extra
-        left -= extra
+    given = [(0, i) for i, groups in enumerate(costs) if groups]
+    while given and left > 0:
+        spent, i = heapq.heappop(given)
+        cost = costs[i][shares[i]]
+        if cost > left and left < budget:
+            continue
+        shares[i] += 1
+        left -= cost
+        if shares[i] < len(costs[i]):
+            heapq.heappush(given, (spent + cost, i))
     return shares

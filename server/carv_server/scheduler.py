@@ -66,6 +66,7 @@ class Scheduler:
         self._arrival = asyncio.Event()
         self._workers: list[asyncio.Task[None]] = []
         self._evaluation_seconds = 0.0
+        self._stopped = False
 
     @property
     def evaluation_seconds(self) -> float:
@@ -82,7 +83,8 @@ class Scheduler:
                 self._workers.append(asyncio.create_task(self._work_on(replica)))
 
     async def stop(self) -> None:
-        """End the workers; jobs still waiting fail with DRAINING."""
+        """End the workers; jobs still waiting, and any that come later, fail with DRAINING."""
+        self._stopped = True
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
@@ -113,6 +115,8 @@ class Scheduler:
                 self._waiting.remove(job)
 
     def _admit(self, evaluations: int) -> None:
+        if self._stopped:
+            raise RequestError(Reason.DRAINING, "the server has stopped; send it elsewhere")
         waiting = self.waiting_evaluations
         config = self._config
         # An empty queue takes any request, or one above the bound could never run.
@@ -149,15 +153,16 @@ class Scheduler:
         waiting = [job for job in self._waiting if job.waiting_evaluations > 0]
         if not waiting:
             return []
-        jobs = [job for job in waiting if job.signature == waiting[0].signature]
-        left = self._config.evaluation_budget
-        shares = fair_shares([job.waiting_evaluations for job in jobs], left)
+        # Every group takes at least one evaluation, so neither more jobs nor more groups fit.
+        budget = self._config.evaluation_budget
+        jobs = [job for job in waiting if job.signature == waiting[0].signature][:budget]
+        shares = fair_shares([job.waiting_costs(budget) for job in jobs], budget)
         now = self._clock()
-        slices: list[_Slice] = []
-        for i, (job, share) in enumerate(zip(jobs, shares, strict=True)):
-            taken = job.take(share, at_least_one=i == 0, now=now)
-            if taken is not None:
-                slices.append(_Slice(job, *taken))
+        slices = [
+            _Slice(job, *job.take(share, now=now))
+            for job, share in zip(jobs, shares, strict=True)
+            if share > 0
+        ]
         # Who was served goes behind who was not: with more requests than fit one microbatch,
         # every request still moves on, in order of arrival.
         served = {id(item.job) for item in slices}
@@ -182,12 +187,13 @@ class Scheduler:
     async def _run(self, replica: Replica, slices: Sequence[_Slice]) -> None:
         try:
             microbatch = await replica.run([item.work for item in slices])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a teacher raises fails its request
             if len(slices) > 1:
                 # One request's rows must not fail the others': each runs alone.
                 _log.warning("microbatch of %d requests failed, one by one now", len(slices))
                 for item in slices:
-                    await self._run(replica, [item])
+                    if not item.job.over:  # its client may have left meanwhile
+                        await self._run(replica, [item])
                 return
             _log.exception("forward failed")
             slices[0].job.fail(

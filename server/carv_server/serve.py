@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import signal
@@ -34,6 +33,7 @@ _WORKERS = 2
 # Above this multiple of the limit gRPC itself refuses the message, with no rich status.
 _HARD_LIMIT_FACTOR = 2
 _MAX_METADATA_BYTES = 64 * 1024
+_LAST_TASKS_SECONDS = 1.0
 
 
 def load_teachers(config: ServerConfig) -> dict[str, Teacher]:
@@ -91,6 +91,7 @@ class RunningServer:
             self._workers,
         )
         self._front = Front(service, config.max_message_bytes, self._workers, time.monotonic)
+        self._hurry = asyncio.Event()
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=_channel_options(config.max_message_bytes))
         self.address = ""
@@ -117,20 +118,32 @@ class RunningServer:
         await self.drain()
 
     async def drain(self) -> None:
-        """Refuse new calls, let in-flight ones finish within the drain time, then stop."""
+        """Refuse new calls, let in-flight ones finish within the drain time or until
+        ``hurry``, then stop; what is left is answered with DRAINING."""
         # Health first: load balancers turn away before calls are refused.
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._front.drain()
-        try:
-            await asyncio.wait_for(self._front.wait_idle(), self._config.drain_seconds)
-        except asyncio.TimeoutError:
-            _log.warning("drain time of %.0f s is over with calls in flight", self._config.drain_seconds)
+        idle = asyncio.create_task(self._front.wait_idle())
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait(
+            {idle, hurry},
+            timeout=self._config.drain_seconds,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        if not idle.done():
+            _log.warning("stopping with calls in flight")
+        for task in (idle, hurry):
+            task.cancel()
         for teacher in self._served.values():
             await teacher.scheduler.stop()
         # An open health Watch would hold stop() for its whole grace.
         await self._server.stop(1.0)
         self._device_thread.shutdown(wait=True, cancel_futures=True)
         self._workers.shutdown(wait=True, cancel_futures=True)
+
+    def hurry(self) -> None:
+        """Let a drain wait for calls no longer."""
+        self._hurry.set()
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", self._front.service_name):
@@ -141,25 +154,25 @@ async def serve_until_signalled(config: ServerConfig, teachers: Mapping[str, Tea
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends the drain."""
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()
-    again = asyncio.Event()
+    server = RunningServer(config, teachers)
 
     def on_signal(name: str) -> None:
-        _log.info("%s: %s", name, "stopping now" if signalled.is_set() else "draining")
-        (again if signalled.is_set() else signalled).set()
+        if signalled.is_set():
+            _log.info("%s: stopping now", name)
+            server.hurry()
+        else:
+            _log.info("%s: draining", name)
+            signalled.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number.name)
-    server = RunningServer(config, teachers)
-    await server.__aenter__()
-    _log.info("serving %s on %s", ", ".join(teachers), server.address)
-    await signalled.wait()
-    drain = asyncio.create_task(server.drain())
-    hurry = asyncio.create_task(again.wait())
-    await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (drain, hurry):
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    async with server:
+        _log.info("serving %s on %s", ", ".join(teachers), server.address)
+        await signalled.wait()
+    # gRPC's tasks end a little after its server; cut off by the loop's end they would log errors.
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    if rest:
+        await asyncio.wait(rest, timeout=_LAST_TASKS_SECONDS)
     _log.info("stopped")
 
 

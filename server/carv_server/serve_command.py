@@ -44,7 +44,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--dtype", _choice("float32", "float16", "bfloat16"), "float32", "what networks compute in")
     add("--torch-threads", _at_least(0), 0, "CPU threads of one forward; 0 leaves it to torch")
     add("--evaluation-budget", _at_least(1), 64, "evaluations in one microbatch")
-    add("--max-waiting-evaluations", _at_least(1), 1 << 16, "evaluations that may wait in the queue")
+    add(
+        "--max-waiting-evaluations", _at_least(1), 1 << 16, "evaluations that may wait in the queue"
+    )
     add(
         "--max-message-mib",
         _at_least(1),
@@ -57,7 +59,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--conditioning-ttl", _at_least(1), 3600, "seconds a handle outlives its last use")
     add("--drain-seconds", _at_least(0), 30, "time for in-flight requests after SIGTERM")
     add(
-        "--log-level", _choice("debug", "info", "warning", "error"), "info", "what the log on stderr says"
+        "--log-level",
+        _choice("debug", "info", "warning", "error"),
+        "info",
+        "what the log on stderr says",
     )
     parser.set_defaults(run=_run)
 
@@ -73,7 +78,9 @@ class _Adder:
         variable = "CARV_" + flag.removeprefix("--").replace("-", "_").upper()
         # argparse converts a string default by `kind`, with the same errors as a flag's value.
         value = self._environment.get(variable, str(default))
-        self._parser.add_argument(flag, type=kind, default=value, help=f"{text} (default: {default})")
+        self._parser.add_argument(
+            flag, type=kind, default=value, help=f"{text} (default: {default})"
+        )
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -124,9 +124,7 @@ class Oracle:
         latents = np.tile(self.latents, (len(seeds), 1, 1, 1))
         work = make_work(plan, latents, None, self._branches, self.objective, seeds[0])
         works = [work, *(mutation(work) for mutation in mutations)]
-        return [
-            _runs(result, plan, renders) for result in evaluate(self._teacher, works)
-        ]
+        return [_runs(result, plan, renders) for result in evaluate(self._teacher, works)]
 
 
 @cache
@@ -167,9 +165,7 @@ def largest_z(gradients: Float64Array, expected: Float64Array) -> float:
     """
     errors = gradients - expected
     random = np.random.default_rng(0).normal(size=expected.shape)
-    scores: list[float] = []
-    for direction in (expected, random):
-        along = np.einsum("mrd,rd->mr", errors, direction)
-        for sample in (*along.T, along.sum(axis=1)):
-            scores.append(sample.mean() / (sample.std(ddof=1) / np.sqrt(len(sample))))
-    return float(np.max(np.abs(scores)))
+    along = [np.einsum("mrd,rd->mr", errors, direction) for direction in (expected, random)]
+    samples = np.concatenate([*along, *(a.sum(axis=1, keepdims=True) for a in along)], axis=1)
+    deviations = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+    return float(np.max(np.abs(samples.mean(axis=0) / deviations)))

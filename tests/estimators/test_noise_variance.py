@@ -29,16 +29,20 @@ def ratio_and_error(runs: Runs) -> tuple[float, float]:
     return ratio, residual.std(ddof=1) / np.sqrt(runs_count) / seen.mean()
 
 
-@pytest.mark.parametrize("draws", [2, 3, 4, 5, 7, 8])
-@pytest.mark.parametrize("coupling", list(NoiseCoupling))
+# One antithetic pair has no variance, and a pair with a single draw only an overestimate.
+ESTIMABLE = [
+    *((NoiseCoupling.IID, draws) for draws in (2, 3, 4, 5, 7, 8)),
+    *((NoiseCoupling.ANTITHETIC, draws) for draws in (4, 5, 7, 8)),
+]
+
+
+@pytest.mark.parametrize(("coupling", "draws"), ESTIMABLE)
 @pytest.mark.parametrize("proposal", list(Proposal))
 def test_unbiased_for_iid_draws(proposal: Proposal, coupling: NoiseCoupling, draws: int) -> None:
-    if coupling is NoiseCoupling.ANTITHETIC and draws in (2, 3):
-        pytest.skip("one pair has no variance; a pair and a single only an overestimate")
     sampling = Sampling(TimestepSampler.IID, proposal, coupling)
     (runs,) = Oracle(NamedWeighting.SDS).run(sampling, draws, SEEDS)
     ratio, error = ratio_and_error(runs)
-    # 22 cases at 4.5 standard errors: a false alarm in 0.02 % of fresh seeds.
+    # 20 cases at 4.5 standard errors: a false alarm in 0.02 % of fresh seeds.
     assert abs(ratio - 1.0) < 4.5 * error
     # Sharp enough that a forgotten factor K / (K - 1) is seen at K = 8.
     assert error < 0.03

@@ -20,7 +20,9 @@ def objective(prior: list[float], weighting: list[float]) -> ObjectiveTables:
 
 
 def test_weight_is_proportional_to_prior_times_magnitude() -> None:
-    table = proposal_table(Proposal.WEIGHT, objective([0.0, 0.5, 0.25, 0.25], [9.0, 1.0, -2.0, 0.0]))
+    table = proposal_table(
+        Proposal.WEIGHT, objective([0.0, 0.5, 0.25, 0.25], [9.0, 1.0, -2.0, 0.0])
+    )
     np.testing.assert_allclose(table, [0.0, 0.5, 0.5, 0.0], atol=1e-15)
 
 

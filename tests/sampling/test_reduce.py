@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -54,10 +56,7 @@ def test_cuts_do_not_matter(groups: list[int]) -> None:
     values, renders, labels = random_draws(3, groups)
     whole = [group_moments(values, renders, labels)]
     boundaries = [0, 2, len(groups), len(groups) + 4, len(values)]
-    cut = [
-        group_moments(values[a:b], renders[a:b], labels[a:b])
-        for a, b in zip(boundaries, boundaries[1:], strict=False)
-    ]
+    cut = [group_moments(values[a:b], renders[a:b], labels[a:b]) for a, b in pairwise(boundaries)]
     for render in range(3):
         mean, variance = estimates(whole, render, len(groups))
         cut_mean, cut_variance = estimates(cut, render, len(groups))

@@ -14,9 +14,7 @@ ALARM = 1e-4
 
 @pytest.mark.parametrize("sampler", list(TimestepSampler))
 @pytest.mark.parametrize(("renders", "draws"), [(1, 1), (1, 8), (5, 1), (3, 4)])
-def test_points_are_marginally_uniform(
-    sampler: TimestepSampler, renders: int, draws: int
-) -> None:
+def test_points_are_marginally_uniform(sampler: TimestepSampler, renders: int, draws: int) -> None:
     # One point of each seed: independent, whatever the coupling within a request. A random
     # entry stands for the average over render and draw.
     rng = np.random.default_rng(3)

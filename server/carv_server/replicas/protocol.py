@@ -120,7 +120,7 @@ class Replica(Protocol):
 
     @property
     def device(self) -> str:
-        """"cpu" or "cuda"."""
+        """ "cpu" or "cuda"."""
         ...
 
     @property

@@ -1,6 +1,6 @@
 """The estimand: weightings, priors and the tables that a draw looks up.
 
-    g_r = E_{t ~ p, eps ~ N(0, I)} [ w(t) ( sum_j a_j(t) eps_hat(z_t, t, c_j) + d(t) eps ) ]
+g_r = E_{t ~ p, eps ~ N(0, I)} [ w(t) ( sum_j a_j(t) eps_hat(z_t, t, c_j) + d(t) eps ) ]
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ __all__ = [
     "DEFAULT_RANGE",
     "NamedWeighting",
     "ObjectiveTables",
-    "prior_on_range",
     "prior_from_mass",
+    "prior_on_range",
     "weighting_values",
 ]
 

@@ -46,9 +46,7 @@ class Sampling:
     coupling: NoiseCoupling
 
 
-DEFAULT_SAMPLING = Sampling(
-    TimestepSampler.NESTED, Proposal.WEIGHT, NoiseCoupling.ANTITHETIC
-)
+DEFAULT_SAMPLING = Sampling(TimestepSampler.NESTED, Proposal.WEIGHT, NoiseCoupling.ANTITHETIC)
 """What a request that says nothing about sampling gets."""
 
 
@@ -91,9 +89,7 @@ def plan_draws(
     Raises:
         ValueError: as ``proposal_table``.
     """
-    return plan_at_points(
-        sampling, objective, place_points(sampling.sampler, renders, draws, seed)
-    )
+    return plan_at_points(sampling, objective, place_points(sampling.sampler, renders, draws, seed))
 
 
 def plan_at_points(

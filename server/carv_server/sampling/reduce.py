@@ -82,9 +82,7 @@ def merge_moments(parts: Iterable[Moments]) -> Moments:
     return total
 
 
-def estimate_from_moments(
-    by_size: Mapping[int, Moments], draws: int
-) -> tuple[torch.Tensor, float]:
+def estimate_from_moments(by_size: Mapping[int, Moments], draws: int) -> tuple[torch.Tensor, float]:
     """One render's estimate and an estimate of its variance.
 
     Args:
@@ -120,7 +118,7 @@ def _group_weights(counts: Mapping[int, int], draws: int) -> dict[int, float]:
     """c_j by group size; see ``estimate_from_moments``."""
     if len(counts) == 1:
         groups = next(iter(counts.values()))
-        return {size: groups / (groups - 1) for size in counts}
+        return dict.fromkeys(counts, groups / (groups - 1))
     slack = {size: 1.0 - 2.0 * size / draws for size in counts}
     if min(slack.values()) <= 0:
         # With unit weights Var(S_j) enters with coefficient slack_j + spread > 0: dividing by

@@ -11,11 +11,9 @@ and eps_hat(z, t) of the mixture is its mean under the posterior of m given z.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +21,7 @@ import torch
 
 from carv_server.sampling.prediction import PredictionType
 from carv_server.sampling.schedule import Schedule, discrete_schedule, flow_schedule
+from carv_server.teachers.folder import read_json
 from carv_server.teachers.protocol import (
     Classes,
     ConditioningSpec,
@@ -167,15 +166,11 @@ class AnalyticTeacher:
         alpha, sigma = self._alpha[timesteps, None], self._sigma[timesteps, None]
         variance = (alpha * self._scales) ** 2 + sigma**2  # [n, M]
         gaps = z[:, None] - alpha[..., None] * self._means  # [n, M, D]
-        log_density = -0.5 * (
-            gaps.square().sum(-1) / variance + z.shape[1] * variance.log()
-        )
+        log_density = -0.5 * (gaps.square().sum(-1) / variance + z.shape[1] * variance.log())
         posterior = torch.softmax(self._log_weights + log_density, dim=1)
         labels = conditioning["class_label"]
         one_hot = torch.nn.functional.one_hot(labels, self._components + 1)[:, :-1].to(z.dtype)
-        chosen = torch.where(
-            (labels == self._components).unsqueeze(1), posterior, one_hot
-        )
+        chosen = torch.where((labels == self._components).unsqueeze(1), posterior, one_hot)
         noise = sigma * ((chosen / variance).unsqueeze(1) @ gaps).squeeze(1)
         return noise.reshape(z_t.shape)
 
@@ -185,19 +180,28 @@ def load_analytic(folder: Path, device: torch.device) -> AnalyticTeacher:
     either {"alphas_cumprod": [N]} or {"flow_timesteps": N, "shift": s}.
 
     Raises:
-        ValueError: the file contradicts itself.
+        TeacherFolderError: the file is no JSON object.
+        ValueError: it is incomplete or contradicts itself.
     """
-    content: dict[str, Any] = json.loads((folder / MIXTURE_FILE).read_text())
+    content = read_json(folder / MIXTURE_FILE)
+    missing = [key for key in ("weights", "means", "scales", "schedule") if key not in content]
+    if missing:
+        raise ValueError(f"it does not state {', '.join(missing)}")
     mixture = GaussianMixture(
         *(np.asarray(content[key], dtype=np.float64) for key in ("weights", "means", "scales"))
     )
     counts = {len(mixture.weights), len(mixture.means), len(mixture.scales)}
-    if len(counts) != 1 or mixture.means.ndim < 2:
-        raise ValueError(f"{MIXTURE_FILE}: weights, means and scales must agree in length")
+    one_each = mixture.weights.ndim == mixture.scales.ndim == 1
+    if len(counts) != 1 or not one_each or mixture.means.ndim < 2:
+        raise ValueError("weights [M], means [M, *event_shape] and scales [M] must agree in length")
+    if not all(np.isfinite(a).all() for a in (mixture.weights, mixture.means, mixture.scales)):
+        raise ValueError("weights, means and scales must be finite")
     if np.any(mixture.weights <= 0) or np.any(mixture.scales <= 0):
-        raise ValueError(f"{MIXTURE_FILE}: weights and scales must be above zero")
+        raise ValueError("weights and scales must be above zero")
     weights = mixture.weights / mixture.weights.sum()
     schedule = content["schedule"]
+    if not {"flow_timesteps", "alphas_cumprod"} & set(schedule):
+        raise ValueError("its schedule states neither alphas_cumprod nor flow_timesteps")
     return AnalyticTeacher(
         GaussianMixture(weights, mixture.means, mixture.scales),
         flow_schedule(int(schedule["flow_timesteps"]), float(schedule.get("shift", 1.0)))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from diffusers import UNet2DModel
 
-from carv_server.teachers.folder import ModelFolder, TeacherFolderError
+from carv_server.teachers.folder import REGISTRATION_FILE, ModelFolder, TeacherFolderError
 from carv_server.teachers.protocol import (
     Classes,
     ConditioningSpec,
@@ -22,6 +22,7 @@ from carv_server.teachers.protocol import (
 )
 from carv_server.teachers.schedules import read_schedule
 from carv_server.teachers.tables import NoiseConverter
+from carv_server.teachers.weights import load_diffusers_model
 
 __all__ = ["DDPMTeacher"]
 
@@ -47,10 +48,7 @@ class DDPMTeacher:
         schedule, prediction_type = read_schedule(folder.path / "scheduler")
         self._device = device
         self._dtype = dtype
-        unet = UNet2DModel.from_pretrained(
-            str(unet_folder), use_safetensors=True, local_files_only=True, torch_dtype=dtype
-        )
-        self._unet = unet.to(device).eval().requires_grad_(False)
+        self._unet = load_diffusers_model(UNet2DModel, unet_folder, device=device, dtype=dtype)
         self._converter = NoiseConverter(schedule, prediction_type, device)
         config = self._unet.config
         if config["class_embed_type"] is not None:
@@ -58,9 +56,14 @@ class DDPMTeacher:
                 f"{folder.path}: unet has class_embed_type={config['class_embed_type']!r}; only a "
                 "table of class embeddings (num_class_embeds) is served"
             )
+        if config["out_channels"] < config["in_channels"]:
+            raise TeacherFolderError(
+                f"{folder.path}: unet predicts {config['out_channels']} channels of its "
+                f"{config['in_channels']}; the rest is an input that this family does not have"
+            )
         self._embeddings = int(config["num_class_embeds"] or 0)
         if null_class is None:
-            null_class = folder.registration.get("null_class")
+            null_class = _stated_null_class(folder)
         if null_class is not None and not 0 <= null_class < self._embeddings:
             raise TeacherFolderError(
                 f"{folder.path}: null_class={null_class}, but the model has "
@@ -110,12 +113,14 @@ class DDPMTeacher:
                     )
                 return [{_LABEL: torch.tensor(self._null_class)}]
             case Classes(class_ids=class_ids):
+                classes = self._description.conditioning.classes
                 for i, class_id in enumerate(class_ids):
-                    self._check_class(f"classes.class_ids[{i}]", class_id)
+                    self._check_class(f"classes.class_ids[{i}]", class_id, classes)
                 return [{_LABEL: torch.tensor(class_id)} for class_id in class_ids]
             case RawTensors(tensors=tensors):
                 if self._embeddings:
-                    self._check_class(f"tensors.tensors[{_LABEL}]", int(tensors[_LABEL]))
+                    label = int(tensors[_LABEL])
+                    self._check_class(f"tensors.tensors[{_LABEL}]", label, self._embeddings)
                 return [dict(tensors)]
 
     @torch.inference_mode()
@@ -130,8 +135,17 @@ class DDPMTeacher:
         )[0]
         return self._converter.to_noise(prediction, z_t, timesteps)
 
-    def _check_class(self, field: str, class_id: int) -> None:
+    def _check_class(self, field: str, class_id: int, count: int) -> None:
         if self._embeddings == 0:
             raise SourceError(field, "this teacher is unconditional and takes no class ids")
-        if not 0 <= class_id < self._embeddings:
-            raise SourceError(field, f"{class_id} is not in 0 .. {self._embeddings - 1}")
+        if not 0 <= class_id < count:
+            raise SourceError(field, f"{class_id} is not in 0 .. {count - 1}")
+
+
+def _stated_null_class(folder: ModelFolder) -> int | None:
+    stated = folder.registration.get("null_class")
+    if stated is not None and type(stated) is not int:  # a bool is an int to isinstance
+        raise TeacherFolderError(
+            f"{folder.path / REGISTRATION_FILE}: null_class must be a whole number, not {stated!r}"
+        )
+    return stated

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ModelFolder", "TeacherFolderError", "open_folder"]
+__all__ = ["REGISTRATION_FILE", "ModelFolder", "TeacherFolderError", "open_folder", "read_json"]
 
 REGISTRATION_FILE = "carv_teacher.json"
 _HASH_CHUNK = 1 << 20
@@ -33,8 +33,12 @@ class ModelFolder:
     registration: dict[str, Any]
 
     def config(self, component: str) -> dict[str, Any]:
-        """The component's ``config.json``."""
-        return json.loads((self.path / component / "config.json").read_text())
+        """The component's ``config.json``.
+
+        Raises:
+            TeacherFolderError: there is none, or it is no JSON object.
+        """
+        return read_json(self.path / component / "config.json")
 
     def require(self, component: str, class_name: str) -> Path:
         """The component's folder.
@@ -74,7 +78,8 @@ class ModelFolder:
             for file in sorted((self.path / component).iterdir()):
                 if not file.is_file():
                     continue
-                total.update(f"{component}/{file.name}\0".encode())
+                # The size keeps one file's end from reading like the next one's start.
+                total.update(f"{component}/{file.name}\0{file.stat().st_size}\0".encode())
                 with file.open("rb") as stream:
                     while chunk := stream.read(_HASH_CHUNK):
                         total.update(chunk)
@@ -94,20 +99,28 @@ def open_folder(path: Path) -> ModelFolder:
         raise TeacherFolderError(
             f"{path} has no model_index.json; expected a diffusers pipeline folder"
         )
-    index = _read_json(index_file)
+    index = read_json(index_file)
     registration_file = path / REGISTRATION_FILE
-    registration = _read_json(registration_file) if registration_file.is_file() else {}
-    components = {
-        name: str(entry[1])
-        for name, entry in index.items()
-        if isinstance(entry, list) and len(entry) == 2 and entry[1]  # pyright: ignore[reportUnknownArgumentType]
-    }
+    registration = read_json(registration_file) if registration_file.is_file() else {}
+    components = {name: str(entry[1]) for name, entry in index.items() if _names_a_class(entry)}
     return ModelFolder(path, components, registration)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _names_a_class(entry: Any) -> bool:
+    """[library, class]; [null, null] is an optional part left out, the rest are plain settings."""
+    return type(entry) is list and len(entry) == 2 and bool(entry[1])  # pyright: ignore[reportUnknownArgumentType]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        TeacherFolderError: no such file, or it holds something else.
+    """
     try:
         content = json.loads(file.read_text())
+    except OSError as error:
+        raise TeacherFolderError(f"{file} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise TeacherFolderError(f"{file} is not JSON: {error}") from None
     if not isinstance(content, dict):

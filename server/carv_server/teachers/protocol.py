@@ -147,7 +147,7 @@ def check_prompts(prompts: Sequence[str], vocabulary: Sequence[str]) -> None:
     Raises:
         SourceError: names the first prompt at fault, its unknown words and the known ones.
     """
-    known = set(vocabulary)
+    known = {word.lower() for word in vocabulary}
     if not known:
         return
     for i, prompt in enumerate(prompts):
@@ -157,5 +157,5 @@ def check_prompts(prompts: Sequence[str], vocabulary: Sequence[str]) -> None:
             raise SourceError(
                 f"prompts.prompts[{i}]",
                 f"this teacher does not know {', '.join(map(repr, unknown))}; "
-                f"it knows: {', '.join(sorted(known))}",
+                f"it knows: {', '.join(sorted(word for word in known if word not in ',.'))}",
             )

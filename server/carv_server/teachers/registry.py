@@ -66,9 +66,12 @@ def load_teacher(
     """
     folder = registration.folder
     if (folder / MIXTURE_FILE).is_file():
+        _refuse_null_class(registration)
         try:
             return load_analytic(folder, device)
-        except (ValueError, KeyError) as error:
+        except TeacherFolderError:
+            raise
+        except (ValueError, TypeError) as error:
             raise TeacherFolderError(f"{folder / MIXTURE_FILE}: {error}") from None
     model = open_folder(folder)
     # Imported late: diffusers and transformers take seconds, and an analytic teacher needs
@@ -77,6 +80,7 @@ def load_teacher(
         case "UNet2DConditionModel":
             from carv_server.teachers.stable_diffusion import StableDiffusionTeacher
 
+            _refuse_null_class(registration)
             return StableDiffusionTeacher(model, device=device, dtype=dtype)
         case "UNet2DModel":
             from carv_server.teachers.ddpm import DDPMTeacher
@@ -89,3 +93,11 @@ def load_teacher(
                 f"{folder}: unet is {found or 'missing'}; served are UNet2DConditionModel "
                 "(Stable Diffusion layout) and UNet2DModel (DDPM layout)"
             )
+
+
+def _refuse_null_class(registration: TeacherRegistration) -> None:
+    if registration.null_class is not None:
+        raise TeacherFolderError(
+            f"{registration.folder}: null_class={registration.null_class} is for a "
+            "class-conditional UNet2DModel; this teacher has an unconditional input of its own"
+        )

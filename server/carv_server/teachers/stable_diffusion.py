@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, cast
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -26,13 +25,12 @@ from carv_server.teachers.protocol import (
 )
 from carv_server.teachers.schedules import read_schedule
 from carv_server.teachers.tables import NoiseConverter
+from carv_server.teachers.weights import load_diffusers_model, load_transformers_model
 
 __all__ = ["StableDiffusionTeacher"]
 
 _EMBEDDING = "encoder_hidden_states"
 _TEXT_BATCH = 64
-
-_Model = TypeVar("_Model", bound=torch.nn.Module)
 
 
 class StableDiffusionTeacher:
@@ -46,23 +44,26 @@ class StableDiffusionTeacher:
         text_folder = folder.require_weights("text_encoder", "CLIPTextModel")
         tokenizer_folder = folder.require("tokenizer", "CLIPTokenizer")
         schedule, prediction_type = read_schedule(folder.path / "scheduler")
+        _refuse_extra_inputs(folder)
         self._device = device
-        self._unet = _frozen(
-            UNet2DConditionModel.from_pretrained(
-                str(unet_folder), use_safetensors=True, local_files_only=True, torch_dtype=dtype
-            ),
-            device,
+        self._unet = load_diffusers_model(
+            UNet2DConditionModel, unet_folder, device=device, dtype=dtype
         )
-        self._text_encoder = _frozen(
-            CLIPTextModel.from_pretrained(
-                str(text_folder), use_safetensors=True, local_files_only=True, dtype=dtype
-            ),
-            device,
+        self._text_encoder = load_transformers_model(
+            CLIPTextModel, text_folder, device=device, dtype=dtype
         )
-        self._tokenizer = CLIPTokenizer.from_pretrained(str(tokenizer_folder), local_files_only=True)
+        # Untyped in its library.
+        self._tokenizer = cast(
+            Any, CLIPTokenizer.from_pretrained(str(tokenizer_folder), local_files_only=True)
+        )
+        text_config: Any = self._text_encoder.config
+        # A tokenizer that states no length says 10^30.
+        self._max_tokens = min(
+            int(self._tokenizer.model_max_length), int(text_config.max_position_embeddings)
+        )
         self._converter = NoiseConverter(schedule, prediction_type, device)
         config = self._unet.config
-        _refuse_extra_inputs(folder.path, dict(config))
+        _refuse_unfit_parts(folder, dict(config), int(text_config.hidden_size))
         size = config["sample_size"]
         height, width = (size, size) if isinstance(size, int) else size
         self._dtype = dtype
@@ -83,7 +84,7 @@ class StableDiffusionTeacher:
                     TensorSpec(
                         _EMBEDDING,
                         torch.float32,
-                        (int(self._tokenizer.model_max_length), int(config["cross_attention_dim"])),
+                        (self._max_tokens, int(config["cross_attention_dim"])),
                     ),
                 ),
                 vocabulary=tuple(map(str, folder.registration.get("vocabulary", ()))),
@@ -128,7 +129,7 @@ class StableDiffusionTeacher:
         return self._converter.to_noise(prediction, z_t, timesteps)
 
     def _check_length(self, index: int, prompt: str) -> None:
-        limit = self._tokenizer.model_max_length
+        limit = self._max_tokens
         length = len(self._tokenizer(prompt, truncation=False)["input_ids"])
         if length > limit:
             raise SourceError(
@@ -143,7 +144,7 @@ class StableDiffusionTeacher:
             tokens = self._tokenizer(
                 list(prompts[start : start + _TEXT_BATCH]),
                 padding="max_length",
-                max_length=self._tokenizer.model_max_length,
+                max_length=self._max_tokens,
                 truncation=True,
                 return_tensors="pt",
             )
@@ -157,14 +158,34 @@ class StableDiffusionTeacher:
         return rows
 
 
-def _frozen(model: _Model, device: torch.device) -> _Model:
-    return model.to(device).eval().requires_grad_(False)
-
-
-def _refuse_extra_inputs(path: Path, config: dict[str, object]) -> None:
-    """UNets that need more than text (SDXL's pooled text and time ids, image embeddings)."""
-    for key in ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type"):
+def _refuse_extra_inputs(folder: ModelFolder) -> None:
+    """UNets that need more than text (SDXL's pooled text and time ids, image embeddings): told
+    from their config, before gigabytes are read."""
+    config = folder.config("unet")
+    for key in (
+        "addition_embed_type",
+        "encoder_hid_dim_type",
+        "class_embed_type",
+        "num_class_embeds",
+    ):
         if config.get(key) is not None:
             raise TeacherFolderError(
-                f"{path}: unet has {key}={config[key]!r}; this family conditions on text alone"
+                f"{folder.path}: unet has {key}={config[key]!r}; this family conditions on text "
+                "alone"
             )
+
+
+def _refuse_unfit_parts(folder: ModelFolder, unet: dict[str, Any], text_width: int) -> None:
+    """Inpainting and image-conditioned UNets, and a text encoder of another width."""
+    if unet["out_channels"] < unet["in_channels"]:
+        raise TeacherFolderError(
+            f"{folder.path}: unet predicts {unet['out_channels']} channels of its "
+            f"{unet['in_channels']}; the rest is an input that this family does not have"
+        )
+    if unet["cross_attention_dim"] != text_width:
+        raise TeacherFolderError(
+            f"{folder.path}: unet reads text of width {unet['cross_attention_dim']}, but the text "
+            f"encoder writes {text_width}"
+        )
+    if unet["sample_size"] is None:
+        raise TeacherFolderError(f"{folder.path}: unet/config.json states no sample_size")

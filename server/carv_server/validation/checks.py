@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +13,21 @@ from carv.tensors import FLOAT_DTYPES, TensorError, decode_tensor, dtype_name
 from carv.v1 import objective_pb2, tensor_pb2
 from carv_server.errors import invalid
 
-__all__ = ["Violations", "check_latents", "coefficient_table", "draw_array", "finite_table"]
+__all__ = [
+    "FLOAT32_MAX",
+    "Violations",
+    "check_latents",
+    "coefficient_table",
+    "decode",
+    "draw_array",
+    "finite_table",
+]
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+"""Replicas compute in float32: no coefficient, weighting or scale may be beyond it."""
 
 
 class Violations:
@@ -52,7 +62,7 @@ def check_latents(
             f"{dtype_name(message.dtype)}; latents are float32, float16 or bfloat16",
         )
         return None
-    values = _decode(message, field, violations)
+    values = decode(message, field, violations)
     if values is None:
         return None
     expected = f"[R, {', '.join(map(str, event_shape))}]"
@@ -82,7 +92,7 @@ def draw_array(
         wanted = " or ".join(dtype_name(dtype) for dtype in dtypes)
         violations.add(f"{field}.dtype", f"{dtype_name(message.dtype)}; must be {wanted}")
         return None
-    values = _decode(message, field, violations)
+    values = decode(message, field, violations)
     if values is None:
         return None
     if values.ndim != 2 or 0 in values.shape or (shape is not None and values.shape != shape):
@@ -93,15 +103,22 @@ def draw_array(
 
 
 def finite_table(
-    values: Sequence[float], field: str, timesteps: int, violations: Violations
+    values: Sequence[float],
+    field: str,
+    timesteps: int,
+    violations: Violations,
+    *,
+    largest: float = FLOAT32_MAX,
 ) -> Float64Array | None:
-    """One finite value for each timestep, float64 [N], or None with violations."""
+    """One value for each timestep, at most ``largest`` in size, float64 [N], or None with
+    violations."""
     table = np.asarray(values, dtype=np.float64)
     if len(table) != timesteps:
         violations.add(field, f"{len(table)} values; the schedule has {timesteps} timesteps")
         return None
-    if not np.isfinite(table).all():
-        violations.add(field, f"value {int(np.flatnonzero(~np.isfinite(table))[0])} is not finite")
+    bad = np.flatnonzero(~(np.abs(table) <= largest))  # NaN compares false
+    if len(bad):
+        violations.add(field, f"value {int(bad[0])} is {table[bad[0]]}, {_not_finite(largest)}")
         return None
     return table
 
@@ -112,22 +129,34 @@ def coefficient_table(
     """A coefficient on the whole grid, float64 [N], or None with violations."""
     match message.WhichOneof("kind"):
         case "constant":
-            if not math.isfinite(message.constant):
-                violations.add(f"{field}.constant", f"{message.constant}; must be finite")
+            if not abs(message.constant) <= FLOAT32_MAX:
+                violations.add(
+                    f"{field}.constant", f"{message.constant}, {_not_finite(FLOAT32_MAX)}"
+                )
                 return None
             return np.full(timesteps, message.constant)
         case "table":
-            return finite_table(message.table.values, f"{field}.table.values", timesteps, violations)
+            return finite_table(
+                message.table.values, f"{field}.table.values", timesteps, violations
+            )
         case _:
             violations.add(field, "set constant or table")
             return None
 
 
-def _decode(
+def decode(
     message: tensor_pb2.Tensor, field: str, violations: Violations
 ) -> npt.NDArray[Any] | None:
+    """The array, or None with a violation of the dtype, shape or data."""
     try:
         return decode_tensor(message)
     except TensorError as error:
         violations.add(f"{field}.{error.part}", str(error))
-        return None
+    except ValueError as error:
+        # numpy's own: an array without elements whose other sizes it cannot hold.
+        violations.add(f"{field}.shape", str(error))
+    return None
+
+
+def _not_finite(largest: float) -> str:
+    return f"must be finite and at most {largest:.8g} in size"

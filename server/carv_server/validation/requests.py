@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from carv.errors import FieldViolation, Reason
+from carv.errors import Reason
 from carv.v1 import teacher_service_pb2 as pb
 from carv.v1 import tensor_pb2
-from carv_server.errors import RequestError
+from carv_server.errors import RequestError, handles_gone
 from carv_server.replicas.protocol import Branch, Conditioning
 from carv_server.request import DrawSpec, EstimateRequest, PredictRequest, RequestLimits
 from carv_server.sampling.plan import DrawPlan
 from carv_server.sampling.proposals import proposal_table
 from carv_server.teachers.protocol import TeacherDescription
-from carv_server.validation.checks import Float32Array, Violations, check_latents
+from carv_server.validation.checks import FLOAT32_MAX, Float32Array, Violations, check_latents
 from carv_server.validation.draws import check_explicit_draws, check_sampling
 from carv_server.validation.objective import check_objective
 
@@ -48,8 +48,7 @@ class _Handles:
 
     def __init__(self, context: RequestContext) -> None:
         self._context = context
-        self._missing: list[FieldViolation] = []
-        self._handles: set[str] = set()
+        self._gone: dict[str, str] = {}
 
     def branch(
         self,
@@ -59,41 +58,31 @@ class _Handles:
         use_reference: bool,
         violations: Violations,
     ) -> Branch:
-        allowed = {1} if renders is None else {1, renders}
-        if not handles or (renders is not None and len(handles) not in allowed):
-            wanted = " or ".join(map(str, sorted(allowed)))
+        if renders is None:  # the latents are at fault
+            most = self._context.limits.max_renders
+            allowed, wanted = range(1, most + 1), f"1 .. {most}"
+        else:
+            allowed, wanted = (1, renders), "1" if renders == 1 else f"1 or {renders}"
+        if len(handles) not in allowed:
             violations.add(field, f"{len(handles)} handles; there must be {wanted}")
+            return Branch((), use_reference)
         found: list[Conditioning] = []
         for i, handle in enumerate(handles):
             conditioning = self._context.resolve(handle)
             if conditioning is None:
-                self._handles.add(handle)
-                self._missing.append(
-                    FieldViolation(
-                        f"{field}[{i}]",
-                        f"handle {handle[:80]!r} is unknown to this teacher or has expired; "
-                        "create it again",
-                    )
-                )
+                self._gone[f"{field}[{i}]"] = handle
             else:
                 found.append(conditioning)
         if len({c.signature for c in found}) > 1:
             violations.add(field, "these conditionings differ in their tensors' shapes")
         return Branch(found, use_reference)
 
-    def raise_if_missing(self) -> None:
-        if self._missing:
-            raise RequestError(
-                Reason.CONDITIONING_NOT_FOUND,
-                "; ".join(f"{v.field}: {v.description}" for v in self._missing),
-                violations=self._missing,
-                metadata={"handles": ",".join(sorted(h[:80] for h in self._handles))},
-            )
+    def raise_if_gone(self) -> None:
+        if self._gone:
+            raise handles_gone(self._gone)
 
 
-def check_estimate(
-    message: pb.EstimateGradientRequest, context: RequestContext
-) -> EstimateRequest:
+def check_estimate(message: pb.EstimateGradientRequest, context: RequestContext) -> EstimateRequest:
     """Raises RequestError: INVALID_FIELD with all violations, then MESSAGE_TOO_LARGE, then
     CONDITIONING_NOT_FOUND."""
     violations = Violations()
@@ -140,13 +129,17 @@ def check_estimate(
         used = objective.weighting[draws.timesteps]
         if not abs(used).max() < float("inf"):
             violations.add("objective.weighting", "infinite at one of the explicit timesteps")
+        elif not abs(used * draws.importance_weights).max() <= FLOAT32_MAX:
+            violations.add(
+                "explicit_draws.importance_weights", "times the weighting they overflow float32"
+            )
     violations.raise_if_any()
     assert latents is not None and objective is not None and draws is not None
     reply = latents.size * _FLOAT32_BYTES
     if message.return_draws:
         reply += len(latents) * draws.draws * _DRAW_TABLE_BYTES
     _check_reply(reply, context)
-    handles.raise_if_missing()
+    handles.raise_if_gone()
     return EstimateRequest(
         latents=latents,
         reference_latents=reference,
@@ -187,7 +180,7 @@ def check_predict(message: pb.PredictNoiseRequest, context: RequestContext) -> P
     violations.raise_if_any()
     assert latents is not None and plan is not None
     _check_reply(latents.size * plan.draws * _FLOAT32_BYTES, context)
-    handles.raise_if_missing()
+    handles.raise_if_gone()
     seed = message.seed if message.HasField("seed") else context.new_seed()
     return PredictRequest(latents, noisy, branch, plan, seed)
 

@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from carv.errors import Reason
-from carv.tensors import FLOAT_DTYPES, TensorError, decode_tensor, dtype_name
+from carv.tensors import FLOAT_DTYPES, dtype_name
 from carv.v1 import conditioning_pb2 as pb
 from carv.v1 import tensor_pb2
-from carv_server.errors import RequestError
+from carv_server.errors import handles_gone
 from carv_server.replicas.protocol import Conditioning
 from carv_server.request import RequestLimits
 from carv_server.teachers.protocol import (
@@ -24,7 +23,7 @@ from carv_server.teachers.protocol import (
     Tensors,
     Unconditional,
 )
-from carv_server.validation.checks import Violations
+from carv_server.validation.checks import Violations, decode
 
 __all__ = ["check_blend", "check_source"]
 
@@ -77,9 +76,7 @@ def check_blend(
             "source.blend.handles", f"{len(handles)} handles; there must be 1 .. {_MAX_BLEND}"
         )
     if len(weights) != len(handles):
-        violations.add(
-            "source.blend.weights", f"{len(weights)} weights for {len(handles)} handles"
-        )
+        violations.add("source.blend.weights", f"{len(weights)} weights for {len(handles)} handles")
     elif not all(math.isfinite(w) and w >= 0 for w in weights) or (
         abs(sum(weights) - 1.0) > _WEIGHT_TOLERANCE
     ):
@@ -87,13 +84,13 @@ def check_blend(
     violations.raise_if_any()
     found = {handle: resolve(handle) for handle in handles}
     conditionings = {handle: c for handle, c in found.items() if c is not None}
-    missing = sorted(found.keys() - conditionings.keys())
-    if missing:
-        raise RequestError(
-            Reason.CONDITIONING_NOT_FOUND,
-            f"source.blend.handles: unknown to this teacher or expired: {', '.join(missing)[:800]}",
-            metadata={"handles": ",".join(h[:80] for h in missing)},
-        )
+    gone = {
+        f"source.blend.handles[{i}]": handle
+        for i, handle in enumerate(handles)
+        if handle not in conditionings
+    }
+    if gone:
+        raise handles_gone(gone)
     if len({c.signature for c in conditionings.values()}) > 1:
         violations.add("source.blend.handles", "their tensors differ in shape")
     if any(not t.is_floating_point() for c in conditionings.values() for t in c.tensors.values()):
@@ -145,10 +142,8 @@ def _tensors(
             wanted_dtype = "a float type" if floating else "int64"
             violations.add(f"{field}.dtype", f"{dtype_name(message.dtype)}; must be {wanted_dtype}")
             continue
-        try:
-            values = decode_tensor(message)
-        except TensorError as error:
-            violations.add(f"{field}.{error.part}", str(error))
+        values = decode(message, field, violations)
+        if values is None:
             continue
         if values.shape != tensor_spec.shape:
             violations.add(

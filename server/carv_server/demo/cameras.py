@@ -1,0 +1,75 @@
+"""Orbit cameras in the teacher's convention.
+
+World frame: right-handed, +y up, the object at the origin. A camera of azimuth 0 sits on the +z
+axis; azimuth grows towards +x. Camera frame (OpenGL): x right, y up, looking along -z. Angles are
+in degrees, lengths in world units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["View", "camera_rays", "orbit_camera", "random_views", "ring"]
+
+
+@dataclass(frozen=True)
+class View:
+    """Where a camera stands: angles in degrees, distance in world units."""
+
+    azimuth: float
+    elevation: float
+    distance: float
+
+
+def orbit_camera(view: View) -> Tensor:
+    """Camera-to-world matrix ``[4, 4]`` of a camera that looks at the origin, +y up."""
+    azimuth, elevation = math.radians(view.azimuth), math.radians(view.elevation)
+    backward = torch.tensor(
+        [
+            math.cos(elevation) * math.sin(azimuth),
+            math.sin(elevation),
+            math.cos(elevation) * math.cos(azimuth),
+        ]
+    )
+    right = torch.tensor([math.cos(azimuth), 0.0, -math.sin(azimuth)])
+    matrix = torch.eye(4)
+    matrix[:3, 0], matrix[:3, 1] = right, torch.linalg.cross(backward, right)
+    matrix[:3, 2], matrix[:3, 3] = backward, view.distance * backward
+    return matrix
+
+
+def camera_rays(view: View, size: int, fov: float) -> tuple[Tensor, Tensor]:
+    """Origin ``[3]`` and unit directions ``[size * size, 3]`` through the pixel centres.
+
+    Rows run from the top of the image; ``fov`` is the full vertical field of view.
+    """
+    matrix = orbit_camera(view)
+    half = math.tan(math.radians(fov) / 2)
+    grid = ((torch.arange(size) + 0.5) / size * 2 - 1) * half
+    y, x = torch.meshgrid(-grid, grid, indexing="ij")
+    local = torch.stack([x, y, -torch.ones_like(x)], dim=-1).view(-1, 3)
+    local = torch.nn.functional.normalize(local, dim=-1)
+    return matrix[:3, 3], local @ matrix[:3, :3].T
+
+
+def random_views(
+    rng: np.random.Generator, elevation: tuple[float, float], distance: tuple[float, float]
+) -> Iterator[View]:
+    """Endless views with azimuth, elevation and distance uniform in their ranges."""
+    while True:
+        yield View(
+            azimuth=float(rng.uniform(0.0, 360.0)),
+            elevation=float(rng.uniform(*elevation)),
+            distance=float(rng.uniform(*distance)),
+        )
+
+
+def ring(count: int, elevation: float, distance: float, offset: float = 0.0) -> list[View]:
+    """``count`` views at equal steps of azimuth, the first at ``offset`` degrees."""
+    return [View(offset + 360.0 * i / count, elevation, distance) for i in range(count)]

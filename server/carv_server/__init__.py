@@ -1,5 +1,1 @@
 """The CARV teacher server."""
-
-__all__ = ["__version__"]
-
-__version__ = "0.1.0"

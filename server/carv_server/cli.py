@@ -6,9 +6,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from carv_client import commands as client_commands
-from carv_server import __version__, serve_command
+from carv_server import serve_command
 from carv_server.demo import command as demo_command
 
 __all__ = ["main"]
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="carv",
         description="Variance-reduced gradients from a frozen diffusion teacher, over gRPC.",
     )
-    parser.add_argument("--version", action="version", version=f"carv {__version__}")
+    parser.add_argument("--version", action="version", version=f"carv {version('carv')}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     serve_command.register(subparsers)
     demo_command.register(subparsers)

@@ -21,7 +21,7 @@ from carv_server.replicas.protocol import Branch, Work
 from carv_server.request import DrawSpec, EstimateRequest, PredictRequest
 from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.plan import DrawPlan, effective_sample_size, plan_draws
-from carv_server.sampling.reduce import estimate_from_moments
+from carv_server.sampling.reduce import Moments, estimate_from_moments
 from carv_server.scheduler import Scheduler
 
 __all__ = [
@@ -179,8 +179,10 @@ def _reduce(
     """Gradient float32 [R, *event_shape] and variance float64 [R]."""
     gradient = np.empty((plan.renders, math.prod(shape[1:])), dtype=np.float32)
     variance = np.empty(plan.renders)
-    for render in range(plan.renders):
-        by_size = {size: m for (r, size), m in result.moments.items() if r == render}
+    by_render: list[dict[int, Moments]] = [{} for _ in range(plan.renders)]
+    for (render, size), moments in result.moments.items():
+        by_render[render][size] = moments
+    for render, by_size in enumerate(by_render):
         mean, variance[render] = estimate_from_moments(by_size, plan.draws)
         gradient[render] = mean.numpy()
     return gradient.reshape(shape), variance

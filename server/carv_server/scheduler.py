@@ -147,6 +147,14 @@ class Scheduler:
                 for item in slices:
                     item.job.fail(RequestError(Reason.DRAINING, "the server has stopped"))
                 raise
+            except Exception:  # noqa: BLE001 - these requests fail, the queue lives on
+                _log.exception("a microbatch's results could not be delivered")
+                for item in slices:
+                    item.job.fail(
+                        RequestError(
+                            Reason.INTERNAL, "a defect of the server; its log has the trace"
+                        )
+                    )
 
     def _form_microbatch(self) -> list[_Slice]:
         self._drop_expired()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
+from typing import Any
 
 import grpc.aio
 import torch
@@ -92,7 +93,8 @@ class RunningServer:
         )
         self._front = Front(service, config.max_message_bytes, self._workers, time.monotonic)
         self._hurry = asyncio.Event()
-        self._health = health.aio.HealthServicer()
+        # The module gains its `aio` attribute at import, out of a type checker's sight.
+        self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._server = grpc.aio.server(options=_channel_options(config.max_message_bytes))
         self.address = ""
 

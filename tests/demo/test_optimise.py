@@ -65,7 +65,9 @@ def test_runs_end_within_half_an_iteration_and_look_at_the_end(
 def test_requests_follow_method_and_schedules(convention: Convention) -> None:
     """K, sampling, seeds, view words and the shrinking range of timesteps."""
     client, settings = FakeClient(), small_settings(1.0)
-    optimise(small_studio(convention, client), BASELINE, 5, settings, [], lambda _: None)
+    optimise(
+        small_studio(convention, client), BASELINE, 5, settings, ring(1, 0, 3.0), lambda _: None
+    )
     assert {request["draws"] for request in client.requests} == {1}
     assert {request["sampler"] for request in client.requests} == {"iid"}
     assert {request["guidance_scale"] for request in client.requests} == {settings.guidance_scale}

@@ -20,10 +20,12 @@ SOURCES = ("proto/carv", "client/carv_client", "server/carv_server")
 SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
-    ("demo",),
+    ("serve_command", "demo"),  # the subcommands
     ("serve",),  # the composition root
+    ("front",),  # the gRPC front
     ("config",),  # gathers the parts' own settings; no part reads it
     ("service",),
+    ("encode",),
     ("validation", "request", "estimate", "conditioning"),
     ("scheduler",),
     ("job", "packing"),

@@ -45,24 +45,28 @@ def group_moments(
     """
     flat = values.flatten(1).double()
     keys = torch.stack([renders, groups], dim=1)
-    unique, index, sizes = torch.unique(keys, dim=0, return_inverse=True, return_counts=True)
+    unique, index, sizes = _unique_rows(keys)
     sums = flat.new_zeros(len(unique), flat.shape[1]).index_add_(0, index.to(flat.device), flat)
 
-    cells, cell_of_group, counts = torch.unique(
-        torch.stack([unique[:, 0], sizes], dim=1), dim=0, return_inverse=True, return_counts=True
-    )
+    cells, cell_of_group, counts = _unique_rows(torch.stack([unique[:, 0], sizes], dim=1))
     cell = cell_of_group.to(flat.device)
     means = flat.new_zeros(len(cells), flat.shape[1]).index_add_(0, cell, sums)
     means /= counts.to(flat.device).unsqueeze(1)
     squares = (sums - means[cell]).square().sum(dim=1)
-    deviations = flat.new_zeros(len(cells)).index_add_(0, cell, squares).cpu().tolist()
+    deviations = flat.new_zeros(len(cells)).index_add_(0, cell, squares).cpu()
     rows = means.cpu()
     return {
-        (render, size): Moments(count, rows[i], deviations[i])
-        for i, ((render, size), count) in enumerate(
-            zip(cells.tolist(), counts.tolist(), strict=True)
-        )
+        (int(cells[i, 0]), int(cells[i, 1])): Moments(int(counts[i]), rows[i], float(deviations[i]))
+        for i in range(len(cells))
     }
+
+
+def _unique_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Distinct rows, the index of each row among them, and their counts."""
+    unique, index, counts = torch.unique(  # pyright: ignore[reportUnknownVariableType]
+        rows, dim=0, return_inverse=True, return_counts=True
+    )
+    return unique, index, counts  # pyright: ignore[reportUnknownVariableType]
 
 
 def merge_moments(parts: Iterable[Moments]) -> Moments:

@@ -74,8 +74,6 @@ def _branch_coefficients(
 
 def _prior(message: pb.Objective, timesteps: int, violations: Violations) -> Float64Array | None:
     match message.prior.WhichOneof("kind"):
-        case None:
-            return prior_on_range(timesteps, *DEFAULT_RANGE)
         case "range":
             low, high = message.prior.range.min_fraction, message.prior.range.max_fraction
             # NaN fails every comparison and lands here too.
@@ -99,6 +97,8 @@ def _prior(message: pb.Objective, timesteps: int, violations: Violations) -> Flo
             except ValueError as error:
                 violations.add(field, str(error))
                 return None
+        case _:
+            return prior_on_range(timesteps, *DEFAULT_RANGE)
 
 
 def _weighting(

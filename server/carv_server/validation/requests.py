@@ -101,7 +101,7 @@ def check_estimate(message: pb.EstimateGradientRequest, context: RequestContext)
             draws = check_explicit_draws(
                 message.explicit_draws, renders, timesteps, limits, violations
             )
-        case None:
+        case _:
             violations.add("draws", "set sampling or explicit_draws")
     reference = _reference(message, latents, context, violations)
     handles = _Handles(context)

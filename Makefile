@@ -14,6 +14,7 @@ PROTO_PY := $(PROTO_VENV)/bin/python
 INPUTS := pyproject.toml constraints.txt
 PIP := -m pip --disable-pip-version-check install --quiet
 TEACHER := examples/embedded_teacher
+EMBEDDED := server/carv_server/teachers/embedded/shapes
 
 # Models come from folders; no command of this repository asks a model hub for anything.
 export HF_HUB_OFFLINE := 1
@@ -59,9 +60,10 @@ bench: $(VENV)/.dev ## serving benchmark: ratios within one run
 	$(PY) benchmarks/serving.py $(ARGS)
 
 teacher: $(VENV)/.dev ## retrain and evaluate the embedded teacher, hours on a CPU
-	$(PY) $(TEACHER)/train.py vae
-	$(PY) $(TEACHER)/train.py unet
-	$(PY) $(TEACHER)/evaluate.py
+	$(PY) $(TEACHER)/train_autoencoder.py encoder
+	$(PY) $(TEACHER)/train_autoencoder.py decoder
+	$(PY) $(TEACHER)/train.py --out $(EMBEDDED)
+	$(PY) $(TEACHER)/evaluate.py --folder $(EMBEDDED)
 
 clean: ## remove environments, caches and build outputs (keeps out/)
 	rm -rf $(VENV) $(PROTO_VENV) dist build .pytest_cache .ruff_cache

@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, nargs=2, default=[4, 12], help="per round")
     parser.add_argument("--keep", type=int, default=8, help="prompts that survive round 1")
     parser.add_argument("--steps", type=int, default=40, help="DDIM steps")
-    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

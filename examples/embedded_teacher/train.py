@@ -1,7 +1,7 @@
-"""Trains the embedded teacher: ``vae`` first, then ``unet`` (with its text encoder).
+"""Trains the embedded teacher's U-Net and text encoder on the latents of the frozen autoencoder.
 
-Both stages are seeded, log to stdout, and go on from their last checkpoint under --work when
-called again with the same arguments. See README.md for the exact commands.
+Seeded; logs to stdout, and goes on from the last checkpoint under --work when called again with
+the same arguments. ``train_autoencoder.py`` comes first; README.md has the exact commands.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import dataset as ds
 import export
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
@@ -58,72 +57,6 @@ class Ema:
                 self.shadow[key].lerp_(value, 1 - decay)
             else:
                 self.shadow[key].copy_(value)
-
-
-def vae_loss(
-    vae: AutoencoderKL, x: Tensor, mse_weight: float, kl_weight: float
-) -> tuple[Tensor, Tensor]:
-    """(loss, mean squared error).
-
-    The gradient term asks for edges at the right place; a large squared-error weight makes the
-    few pixels of a wrong hue count, which L1 alone leaves for late in the training.
-    """
-    posterior = vae.encode(x).latent_dist
-    y = vae.decode(posterior.sample()).sample
-    edges = sum(F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3))
-    mse = F.mse_loss(y, x)
-    return F.l1_loss(
-        y, x
-    ) + mse_weight * mse + edges + kl_weight * posterior.kl().mean(), mse.detach()
-
-
-def train_vae(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
-    _, images = ds.cached_images(args.work / "train.npy", args.images, TRAIN_SEED)
-    vae = export.build_vae()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0)
-    ema, start = Ema(vae, args.ema), 0
-    path = args.work / "vae.pt"
-    if path.exists():
-        state = torch.load(path)
-        vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.shadow, start = state["ema"], state["step"]
-    clock, running = time.time(), 0.0
-    for step in range(start, args.stop or args.steps):
-        rng = np.random.default_rng([args.seed, step])  # the batch depends on the step alone
-        torch.manual_seed(args.seed * 1_000_003 + step)
-        x = to_batch(images[rng.integers(len(images), size=args.batch)]).contiguous()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr, args.warmup)
-        loss, mse = vae_loss(vae, x, args.mse_weight, args.kl_weight)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        ema.update(step)
-        running += mse.item() / args.log_every
-        if (step + 1) % args.log_every == 0:
-            # a pixel range of 2 ([-1, 1]) against one of 1: 4 times the squared error
-            psnr = -10 * math.log10(running / 4)
-            pace = (time.time() - clock) / (step + 1 - start)
-            left = pace * (args.steps - step - 1) / 60
-            print(
-                f"vae {step + 1}/{args.steps} loss {loss.item():.4f} psnr {psnr:.2f} dB "
-                f"{pace:.3f} s/step {left:.1f} min left",
-                flush=True,
-            )
-            running = 0.0
-        if (step + 1) % args.save_every == 0 or step + 1 == (args.stop or args.steps):
-            save(
-                {
-                    "model": vae.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "ema": ema.shadow,
-                    "step": step + 1,
-                },
-                path,
-            )
 
 
 def load_vae(work: Path) -> AutoencoderKL:
@@ -228,37 +161,30 @@ def train_unet(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    stages = parser.add_subparsers(dest="stage", required=True)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     here = Path(__file__).parent
-    for name, run in (("vae", train_vae), ("unet", train_unet)):
-        stage = stages.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        stage.set_defaults(run=run)
-        vae = name == "vae"
-        stage.add_argument("--work", type=Path, default=here / "out", help="caches, checkpoints")
-        stage.add_argument("--images", type=int, default=18000, help="training renders")
-        stage.add_argument("--seed", type=int, default=0)
-        stage.add_argument("--threads", type=int, default=2)
-        stage.add_argument("--steps", type=int, default=4000 if vae else 10000)
-        stage.add_argument("--stop", type=int, help="end early; the schedule stays that of --steps")
-        stage.add_argument("--batch", type=int, default=8 if vae else 32)
-        stage.add_argument("--lr", type=float, default=2e-3 if vae else 1e-3)
-        stage.add_argument("--warmup", type=int, default=100)
-        stage.add_argument("--ema", type=float, default=0.995 if vae else 0.999)
-        stage.add_argument("--log-every", type=int, default=50)
-        if vae:
-            stage.add_argument("--mse-weight", type=float, default=8.0)
-            stage.add_argument("--kl-weight", type=float, default=1e-6)
-            stage.add_argument("--save-every", type=int, default=200)
-        else:
-            stage.add_argument("--weight-decay", type=float, default=0.01)
-            stage.add_argument("--min-snr", type=float, default=5.0)
-            stage.add_argument("--drop", type=float, default=0.12, help="share of empty captions")
-            stage.add_argument("--export-minutes", type=float, default=8.0)
-            stage.add_argument("--out", type=Path, required=True, help="diffusers folder to write")
+    add = parser.add_argument
+    add("--work", type=Path, default=here / "out", help="caches, checkpoints")
+    add("--out", type=Path, required=True, help="diffusers folder to write")
+    add("--images", type=int, default=18000, help="training renders")
+    add("--seed", type=int, default=0)
+    add("--threads", type=int, default=2)
+    add("--steps", type=int, default=3300)
+    add("--stop", type=int, help="end early; the schedule stays that of --steps")
+    add("--batch", type=int, default=32)
+    add("--lr", type=float, default=1e-3)
+    add("--warmup", type=int, default=100)
+    add("--ema", type=float, default=0.999)
+    add("--weight-decay", type=float, default=0.01)
+    add("--min-snr", type=float, default=5.0)
+    add("--drop", type=float, default=0.12, help="share of empty captions")
+    add("--log-every", type=int, default=50)
+    add("--export-minutes", type=float, default=8.0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    args.run(args)
+    train_unet(args)
 
 
 if __name__ == "__main__":

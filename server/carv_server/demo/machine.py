@@ -8,21 +8,14 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["available_cores", "describe_machine"]
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+__all__ = ["describe_machine"]
 
 
 def describe_machine() -> dict[str, str | int]:
     """Processor, cores that this process may use, operating system and library versions."""
     return {
         "processor": _processor(),
-        "cores": available_cores(),
+        "cores": _cores(),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -38,3 +31,9 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -43,18 +43,18 @@ def plot_variance(study: VarianceStudy, labels: Mapping[str, str], path: Path) -
     figure, axes = _figure(2)
     for name, label in labels.items():
         points = [point for point in study.points if point.method == name]
-        seconds = [point.compute for point in points]
+        milliseconds = [1e3 * point.compute for point in points]
         style: dict[str, Any] = {"color": _COLOURS[name], "marker": "o", "label": label}
-        axes[0].plot(seconds, [study.total(point) for point in points], **style)
+        axes[0].plot(milliseconds, [study.total(point) for point in points], **style)
         axes[1].errorbar(
-            seconds,
+            milliseconds,
             [point.within for point in points],
             yerr=[point.standard_error for point in points],
             capsize=2,
             **style,
         )
         for point in points:
-            where = (point.compute, point.within)
+            where = (1e3 * point.compute, point.within)
             axes[1].annotate(
                 f"{point.draws}", where, textcoords="offset points", xytext=(4, 4), fontsize=8
             )
@@ -66,9 +66,8 @@ def plot_variance(study: VarianceStudy, labels: Mapping[str, str], path: Path) -
     for axis, label in zip(
         axes, ("variance of a gradient, B + W(K)", "W(K), draws only"), strict=True
     ):
-        axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.set_xlabel("compute of one gradient, seconds")
+        axis.set_xlabel("compute of one gradient, milliseconds")
         axis.set_ylabel(label)
     axes[1].legend(frameon=False, loc="upper right")
     _save(figure, path)

@@ -13,7 +13,7 @@ from carv_client import TeacherClient
 from carv_server.demo.convention import Convention
 from carv_server.demo.encoder import ImageEncoder
 from carv_server.demo.experiment import METHODS, Experiment, Plan, compare
-from carv_server.demo.machine import available_cores, describe_machine
+from carv_server.demo.machine import describe_machine
 from carv_server.demo.metrics import Metrics, collect
 from carv_server.demo.optimise import Studio
 from carv_server.demo.plots import plot_convergence, plot_variance
@@ -56,7 +56,6 @@ def run_demo(demo: Demo) -> Metrics:
     start = time.monotonic()
     demo.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(demo.threads)
-    machine = describe_machine()
     expected = _START_SECONDS + demo.plan.seconds() + _PICTURE_SECONDS
     with Progress(expected) as progress:
         progress.stage("starting the server")
@@ -72,7 +71,6 @@ def run_demo(demo: Demo) -> Metrics:
             progress.advance(_START_SECONDS)
             experiment = compare(studio, demo.plan, progress)
         progress.stage("drawing")
-        torch.set_num_threads(available_cores())  # nothing is measured from here
         draw(experiment, demo.convention, demo.output)
         progress.advance(_PICTURE_SECONDS)
     metrics = collect(
@@ -81,7 +79,7 @@ def run_demo(demo: Demo) -> Metrics:
         prompt=demo.prompt,
         command=demo.command,
         teacher={"id": teacher.id, "digest": teacher.digest, "device": teacher.device},
-        machine=dict(machine),
+        machine=dict(describe_machine()),
     )
     metrics["wall_seconds"] = time.monotonic() - start
     (demo.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

@@ -44,7 +44,7 @@ BASELINE = Method(
     draws=1,
     sampling={"sampler": "iid", "proposal": "prior", "coupling": "iid"},
 )
-CARV = Method("carv", "CARV, K = 8", draws=8)
+CARV = Method("carv", "CARV, K = 4", draws=4)
 
 
 @dataclass(frozen=True)

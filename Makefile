@@ -33,7 +33,7 @@ demo: $(VENV)/.demo ## a prompt becomes a 3-D object; writes out/demo (ARGS="--p
 test: $(VENV)/.dev ## the test suite (ARGS="tests/repository -k name")
 	$(PY) -m pytest $(ARGS)
 
-test-statistics: $(VENV)/.dev ## the deep statistical suite, minutes to hours
+test-statistics: $(VENV)/.dev ## the slow suites: statistics at depth, the demo end to end
 	$(PY) -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/.dev proto-check ## style, format, types, import boundaries, stub drift, buf
@@ -59,7 +59,7 @@ proto-check: $(PROTO_VENV)/.ready ## fail if the committed stubs differ from the
 bench: $(VENV)/.dev ## serving benchmark: ratios within one run
 	$(PY) benchmarks/serving.py $(ARGS)
 
-teacher: $(VENV)/.dev ## retrain and evaluate the embedded teacher, hours on a CPU
+teacher: $(VENV)/.dev ## retrain and evaluate the embedded teacher, under an hour on two cores
 	$(PY) $(TEACHER)/train_autoencoder.py encoder
 	$(PY) $(TEACHER)/train_autoencoder.py decoder
 	$(PY) $(TEACHER)/train.py --out $(EMBEDDED)

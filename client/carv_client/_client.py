@@ -390,6 +390,8 @@ class AsyncTeacherClient:
     ) -> list[Branch]:
         """Classifier-free guidance, embedding the unconditional branch only where it counts."""
         if conditioning is None:
+            if negative_prompt is not None:
+                raise invalid("negative_prompt", "there is no conditioning to guide away from it")
             return [Branch(await self._handles.background(teacher, negative_prompt, deadline), 1.0)]
         conditional, remainder = guidance_coefficients(scale, guidance)
         terms = [Branch(conditioning, conditional)] if conditional != 0.0 else []

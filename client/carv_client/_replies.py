@@ -130,6 +130,7 @@ def noise_prediction(message: teacher_service_pb2.PredictNoiseResponse) -> Noise
     return NoisePrediction(
         noise=_array(message.noise_prediction),
         seed=message.seed,
+        draws_spent=message.draws_spent,
         evaluations_spent=message.evaluations_spent,
         teacher_digest=message.teacher_digest,
         queue_seconds=message.timings.queue_seconds,

@@ -208,6 +208,8 @@ class NoisePrediction:
     noise: Float32Array = field(repr=False)
     """[R, K, *event_shape], in noise units whatever the checkpoint predicts."""
     seed: int
+    draws_spent: int
+    """R · K."""
     evaluations_spent: int
     teacher_digest: str
     queue_seconds: float

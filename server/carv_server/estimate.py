@@ -8,7 +8,7 @@ over one request's renders.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from carv_server.job import JobResult
 from carv_server.replicas.protocol import Branch, Work
 from carv_server.request import DrawSpec, EstimateRequest, PredictRequest
 from carv_server.sampling.objective import ObjectiveTables
@@ -31,6 +30,7 @@ __all__ = [
     "estimate_gradient",
     "make_work",
     "predict_noise",
+    "reduce_moments",
 ]
 
 Float32Array = npt.NDArray[np.float32]
@@ -91,7 +91,7 @@ async def estimate_gradient(
         request.seed,
     )
     result = await scheduler.submit(work, deadline)
-    gradient, variance = _reduce(result, plan, request.latents.shape)
+    gradient, variance = reduce_moments(result.moments, plan, request.latents.shape)
     available = not np.isnan(variance).any()
     return Estimate(
         gradient=gradient,
@@ -173,14 +173,15 @@ def _float32(values: Float64Array) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def _reduce(
-    result: JobResult, plan: DrawPlan, shape: tuple[int, ...]
+def reduce_moments(
+    totals: Mapping[tuple[int, int], Moments], plan: DrawPlan, shape: tuple[int, ...]
 ) -> tuple[Float32Array, Float64Array]:
-    """Gradient float32 [R, *event_shape] and variance float64 [R]."""
+    """Gradient float32 [R, *event_shape] and variance float64 [R], from moments by (render, group
+    size)."""
     gradient = np.empty((plan.renders, math.prod(shape[1:])), dtype=np.float32)
     variance = np.empty(plan.renders)
     by_render: list[dict[int, Moments]] = [{} for _ in range(plan.renders)]
-    for (render, size), moments in result.moments.items():
+    for (render, size), moments in totals.items():
         by_render[render][size] = moments
     for render, by_size in enumerate(by_render):
         mean, variance[render] = estimate_from_moments(by_size, plan.draws)

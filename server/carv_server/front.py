@@ -35,6 +35,12 @@ _log = logging.getLogger(__name__)
 
 _STATUS_BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _PARSE_ASIDE_BYTES = 64 * 1024
+# Bounds on what waits to be parsed, checked and computed, beside the scheduler's own.
+_MAX_CALLS = 2048
+_MAX_BYTES = 1 << 30
+_BUSY_RETRY_SECONDS = 0.25
+# Long enough for a client to have found another server, or this one's successor.
+_DRAINING_RETRY_SECONDS = 1.0
 # A client by default refuses trailing metadata above 8 KiB; the details are sent as base64.
 _MAX_STATUS_MESSAGE_BYTES = 1024
 _MAX_STATUS_VIOLATION_BYTES = 3072
@@ -62,6 +68,7 @@ class Front:
         self._clock = clock
         self._draining = False
         self._in_flight = 0
+        self._bytes_in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -101,6 +108,7 @@ class Front:
         async def call(data: bytes, context: Context) -> bytes:
             started = time.perf_counter()
             self._in_flight += 1
+            self._bytes_in_flight += len(data)
             self._idle.clear()
             try:
                 return await self._answer(data, message, handle, started, context)
@@ -115,6 +123,7 @@ class Front:
                 )
             finally:
                 self._in_flight -= 1
+                self._bytes_in_flight -= len(data)
                 if self._in_flight == 0:
                     self._idle.set()
             await _abort(context, failure)
@@ -132,13 +141,27 @@ class Front:
     ) -> bytes:
         if self._draining:
             raise RequestError(
-                Reason.DRAINING, "the server is shutting down; send it elsewhere or later"
+                Reason.DRAINING,
+                "the server is shutting down; send it elsewhere or later",
+                retry_delay_seconds=_DRAINING_RETRY_SECONDS,
             )
         if len(data) > self._max_message_bytes:
             raise RequestError(
                 Reason.MESSAGE_TOO_LARGE,
                 f"the request holds {len(data)} bytes; the limit is {self._max_message_bytes}: "
                 "send fewer renders at once",
+                violations=[
+                    FieldViolation(
+                        "request", f"{len(data)} bytes; the limit is {self._max_message_bytes}"
+                    )
+                ],
+            )
+        if self._in_flight > _MAX_CALLS or self._bytes_in_flight > _MAX_BYTES:
+            raise RequestError(
+                Reason.QUEUE_FULL,
+                f"{self._in_flight} calls of {self._bytes_in_flight} bytes are in flight; the "
+                f"limits are {_MAX_CALLS} and {_MAX_BYTES}",
+                retry_delay_seconds=_BUSY_RETRY_SECONDS,
             )
         request = await self._parse(data, message)
         remaining = context.time_remaining()

@@ -180,8 +180,12 @@ class Scheduler:
         return slices
 
     def _drop_expired(self) -> None:
+        self._expire(self._waiting)
+        self._waiting = [job for job in self._waiting if not job.over]
+
+    def _expire(self, jobs: Sequence[Job]) -> None:
         now = self._clock()
-        for job in self._waiting:
+        for job in jobs:
             if job.deadline is not None and job.deadline <= now:
                 job.fail(
                     RequestError(
@@ -190,7 +194,6 @@ class Scheduler:
                         f"{job.waiting_evaluations} evaluations were not computed",
                     )
                 )
-        self._waiting = [job for job in self._waiting if not job.over]
 
     async def _run(self, replica: Replica, slices: Sequence[_Slice]) -> None:
         try:
@@ -200,6 +203,7 @@ class Scheduler:
                 # One request's rows must not fail the others': each runs alone.
                 _log.warning("microbatch of %d requests failed, one by one now", len(slices))
                 for item in slices:
+                    self._expire([item.job])
                     if not item.job.over:  # its client may have left meanwhile
                         await self._run(replica, [item])
                 return
@@ -235,4 +239,10 @@ def _non_finite(work: Work, result: WorkResult) -> RequestError:
         Reason.NON_FINITE_RESULT,
         f"the teacher gave a non-finite result for render {draw.render} at timestep "
         f"{draw.timestep}, noise index {draw.noise_index}, seed {work.seed}",
+        metadata={
+            "render": str(draw.render),
+            "timestep": str(draw.timestep),
+            "noise_index": str(draw.noise_index),
+            "seed": str(work.seed),
+        },
     )

@@ -80,7 +80,9 @@ class RunningServer:
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="messages")
         self._served: dict[str, ServedTeacher] = {}
         for teacher_id, teacher in teachers.items():
-            replica = InProcessReplica(teacher, self._device_thread)
+            replica = InProcessReplica(
+                teacher, self._device_thread, config.scheduler.evaluation_budget
+            )
             scheduler = Scheduler([replica], config.scheduler, time.monotonic)
             self._served[teacher_id] = ServedTeacher(teacher_id, [replica], scheduler)
         service = TeacherService(

@@ -61,8 +61,8 @@ class Call:
 class TeacherService:
     """The RPCs over messages; transport and status codes are the front's.
 
-    Every handler raises RequestError. Checks and encodings of large messages run on
-    ``workers``, so that the event loop keeps answering.
+    Every handler raises RequestError. Checks, which read every latent, run on ``workers``, so that
+    the event loop keeps answering.
 
     Args:
         teachers: by id, in the order of registration; the first is the default.
@@ -153,6 +153,7 @@ class TeacherService:
             teacher_digest=teacher.replicas[0].description.digest,
             seed=checked.seed,
             evaluations_spent=prediction.evaluations,
+            draws_spent=checked.plan.timesteps.size,
             timings=_timings(call, prediction.queue_seconds, prediction.compute_seconds),
         )
 
@@ -195,11 +196,21 @@ class TeacherService:
     async def _keep(
         self, teacher: ServedTeacher, source: Source, handles: Sequence[str]
     ) -> dict[str, float]:
-        """Encode a source and keep its rows; wall-clock expiry by handle."""
+        """Encode a source and keep its rows; wall-clock expiry by handle. What is kept already is
+        not encoded again."""
+        kept = {handle: self._store.get(handle, teacher.id) for handle in handles}
+        if all(kept.values()):
+            return {
+                handle: self._store.put(handle, teacher.id, conditioning.tensors)
+                for handle, conditioning in kept.items()
+                if conditioning is not None
+            }
         try:
             rows = await teacher.replicas[0].encode(source)
         except SourceError as error:
-            raise invalid([FieldViolation(f"source.{error.field}", str(error))]) from None
+            raise invalid(
+                [FieldViolation(f"source.{fault.field}", str(fault)) for fault in error.all]
+            ) from None
         return {
             handle: self._store.put(handle, teacher.id, row)
             for handle, row in zip(handles, rows, strict=True)

@@ -3,6 +3,7 @@ a time, and states the closed form it must agree with."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from carv_server.estimate import make_work
+from carv_server.estimate import make_work, reduce_moments
 from carv_server.replicas.forward import evaluate
 from carv_server.replicas.protocol import Branch, Conditioning, Work, WorkResult
 from carv_server.sampling.objective import (
@@ -21,7 +22,6 @@ from carv_server.sampling.objective import (
     weighting_values,
 )
 from carv_server.sampling.plan import DrawPlan, Sampling, plan_at_points
-from carv_server.sampling.reduce import Moments, estimate_from_moments
 from carv_server.sampling.timesteps import TimestepSampler, place_points
 from carv_server.teachers.analytic import AnalyticTeacher
 from tests.support.oracle import EVENT_SHAPE, oracle_mixture, oracle_schedule
@@ -134,13 +134,11 @@ def _points(sampler: TimestepSampler, renders: int, draws: int, seeds: range) ->
 
 def _runs(result: WorkResult, plan: DrawPlan, renders: int) -> Runs:
     assert result.moments is not None
-    by_render: list[dict[int, Moments]] = [{} for _ in range(plan.renders)]
-    for (render, size), moments in result.moments.items():
-        by_render[render][size] = moments
-    estimates = [estimate_from_moments(by_size, plan.draws) for by_size in by_render]
-    gradients = torch.stack([mean for mean, _ in estimates]).numpy()
-    variances = np.array([variance for _, variance in estimates])
-    return Runs(gradients.reshape(-1, renders, gradients.shape[1]), variances.reshape(-1, renders))
+    gradient, variance = reduce_moments(result.moments, plan, (plan.renders, *EVENT_SHAPE))
+    return Runs(
+        gradient.reshape(-1, renders, math.prod(EVENT_SHAPE)).astype(np.float64),
+        variance.reshape(-1, renders),
+    )
 
 
 def broken_likelihood_ratio(work: Work) -> Work:

@@ -126,7 +126,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "zero K": (_sampling(draws=0), "sampling.draws"),
     "negative K": (_sampling(draws=-3), "sampling.draws"),
     "K over the limit": (_sampling(draws=1025), "sampling.draws"),
-    "evaluations over the limit": (_evaluations, "draws"),
+    "evaluations over the limit": (_evaluations, "sampling"),
     "unknown sampler": (_sampling(timestep_sampler=77), "sampling.timestep_sampler"),
     "unknown proposal": (_sampling(proposal=77), "sampling.proposal"),
     "unknown coupling": (_sampling(noise_coupling=-1), "sampling.noise_coupling"),

@@ -38,7 +38,7 @@ CASES: dict[str, tuple[Call, str]] = {
     "zero K": (_estimate(latents(1), draws=0), "sampling.draws"),
     "negative K": (_estimate(latents(1), draws=-1), "sampling.draws"),
     "K over the limit": (_estimate(latents(1), draws=5000), "sampling.draws"),
-    "evaluations": (_estimate(latents(100), draws=1000), "draws"),
+    "evaluations": (_estimate(latents(100), draws=1000), "sampling"),
     "range inverted": (
         _estimate(latents(1), timestep_range=(0.9, 0.1)),
         "objective.prior.range",

@@ -23,10 +23,6 @@ RENDERER = Path(__file__).parents[2] / "examples" / "embedded_teacher" / "datase
 SEED = 424_242  # the training set is seed 1, the held-out set of the model card 900,001
 RENDERS = 40
 
-pytestmark = pytest.mark.skipif(
-    not (EMBEDDED.folder / "model_index.json").is_file(), reason="its weights are not there yet"
-)
-
 
 @pytest.fixture(scope="module")
 def dataset() -> Iterator[Any]:

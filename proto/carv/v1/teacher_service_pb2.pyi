@@ -150,15 +150,17 @@ class PredictNoiseRequest(_message.Message):
     def __init__(self, teacher: _Optional[str] = ..., conditionings: _Optional[_Iterable[str]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., noisy_latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., explicit_draws: _Optional[_Union[_sampling_pb2.ExplicitDraws, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class PredictNoiseResponse(_message.Message):
-    __slots__ = ("noise_prediction", "teacher_digest", "seed", "evaluations_spent", "timings")
+    __slots__ = ("noise_prediction", "teacher_digest", "seed", "evaluations_spent", "timings", "draws_spent")
     NOISE_PREDICTION_FIELD_NUMBER: _ClassVar[int]
     TEACHER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     EVALUATIONS_SPENT_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    DRAWS_SPENT_FIELD_NUMBER: _ClassVar[int]
     noise_prediction: _tensor_pb2.Tensor
     teacher_digest: str
     seed: int
     evaluations_spent: int
     timings: Timings
-    def __init__(self, noise_prediction: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., teacher_digest: _Optional[str] = ..., seed: _Optional[int] = ..., evaluations_spent: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    draws_spent: int
+    def __init__(self, noise_prediction: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., teacher_digest: _Optional[str] = ..., seed: _Optional[int] = ..., evaluations_spent: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., draws_spent: _Optional[int] = ...) -> None: ...

@@ -21,10 +21,14 @@ __all__ = ["evaluate"]
 
 
 @torch.inference_mode()
-def evaluate(teacher: Teacher, works: Sequence[Work]) -> list[WorkResult]:
-    """Evaluate works of any requests in one forward of the teacher.
+def evaluate(
+    teacher: Teacher, works: Sequence[Work], max_rows: int | None = None
+) -> list[WorkResult]:
+    """Evaluate works of any requests in one microbatch.
 
-    A work whose result is not finite fails alone.
+    A work whose result is not finite fails alone. A group of draws is never cut over
+    microbatches, so one may hold more rows than the budget: the teacher sees at most ``max_rows``
+    of them at once.
     """
     description, device = teacher.description, teacher.device
     noises: list[torch.Tensor] = []
@@ -44,8 +48,17 @@ def evaluate(teacher: Teacher, works: Sequence[Work]) -> list[WorkResult]:
             rows.append(z_reference if branch.use_reference and z_reference is not None else z_t)
             timesteps.append(work.timesteps)
             conditionings += [branch.conditioning(r) for r in work.renders.tolist()]
-    predictions = teacher.predict_noise(
-        torch.cat(rows), torch.cat(timesteps).to(device), _gather(conditionings, device)
+    z_rows, t_rows = torch.cat(rows), torch.cat(timesteps).to(device)
+    step = max_rows or len(z_rows)
+    predictions = torch.cat(
+        [
+            teacher.predict_noise(
+                z_rows[start : start + step],
+                t_rows[start : start + step],
+                _gather(conditionings[start : start + step], device),
+            )
+            for start in range(0, len(z_rows), step)
+        ]
     )
 
     results: list[WorkResult] = []

@@ -25,10 +25,14 @@ class InProcessReplica:
 
     Args:
         executor: a single thread; replicas of teachers on one device share it.
+        max_rows: rows that the teacher sees at once.
     """
 
-    def __init__(self, teacher: Teacher, executor: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, teacher: Teacher, executor: ThreadPoolExecutor, max_rows: int | None = None
+    ) -> None:
         self._teacher = teacher
+        self._max_rows = max_rows
         self._executor = executor
 
     @property
@@ -53,7 +57,7 @@ class InProcessReplica:
 
     def _timed(self, works: Sequence[Work]) -> MicrobatchResult:
         start = time.perf_counter()
-        results = evaluate(self._teacher, works)
+        results = evaluate(self._teacher, works, self._max_rows)
         if self._teacher.device.type == "cuda":
             torch.cuda.synchronize(self._teacher.device)
         return MicrobatchResult(results, time.perf_counter() - start)

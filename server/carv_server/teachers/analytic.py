@@ -33,6 +33,7 @@ from carv_server.teachers.protocol import (
     Tensors,
     TensorSpec,
     Unconditional,
+    check_each,
 )
 
 __all__ = ["AnalyticTeacher", "GaussianMixture", "load_analytic"]
@@ -143,12 +144,7 @@ class AnalyticTeacher:
             case Unconditional():
                 labels = (self._components,)
             case Classes(class_ids=labels):
-                for i, label in enumerate(labels):
-                    if not 0 <= label < self._components:
-                        raise SourceError(
-                            f"classes.class_ids[{i}]",
-                            f"{label} is not in 0 .. {self._components - 1}",
-                        )
+                check_each(labels, self._check_label)
             case RawTensors(tensors=tensors):
                 label = int(tensors["class_label"])
                 if not 0 <= label <= self._components:
@@ -158,6 +154,12 @@ class AnalyticTeacher:
                     )
                 labels = (label,)
         return [{"class_label": torch.tensor(label)} for label in labels]
+
+    def _check_label(self, index: int, label: int) -> None:
+        if not 0 <= label < self._components:
+            raise SourceError(
+                f"classes.class_ids[{index}]", f"{label} is not in 0 .. {self._components - 1}"
+            )
 
     def predict_noise(
         self, z_t: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors

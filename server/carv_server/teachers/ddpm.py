@@ -19,6 +19,7 @@ from carv_server.teachers.protocol import (
     Tensors,
     TensorSpec,
     Unconditional,
+    check_each,
 )
 from carv_server.teachers.schedules import read_schedule
 from carv_server.teachers.tables import NoiseConverter
@@ -114,8 +115,10 @@ class DDPMTeacher:
                 return [{_LABEL: torch.tensor(self._null_class)}]
             case Classes(class_ids=class_ids):
                 classes = self._description.conditioning.classes
-                for i, class_id in enumerate(class_ids):
-                    self._check_class(f"classes.class_ids[{i}]", class_id, classes)
+                check_each(
+                    class_ids,
+                    lambda i, c: self._check_class(f"classes.class_ids[{i}]", c, classes),
+                )
                 return [{_LABEL: torch.tensor(class_id)} for class_id in class_ids]
             case RawTensors(tensors=tensors):
                 if self._embeddings:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -23,8 +23,11 @@ __all__ = [
     "TensorSpec",
     "Tensors",
     "Unconditional",
+    "check_each",
     "check_prompts",
 ]
+
+Item = TypeVar("Item")
 
 Tensors = Mapping[str, torch.Tensor]
 """Conditioning tensors by name; CPU, one row, no batch axis."""
@@ -106,9 +109,15 @@ class SourceError(ValueError):
     """A source that this teacher cannot turn into conditioning. ``field`` is its path below
     the source, for instance ``prompts.prompts[1]``."""
 
-    def __init__(self, field: str, message: str) -> None:
+    def __init__(self, field: str, message: str, more: Sequence[SourceError] = ()) -> None:
         super().__init__(message)
         self.field = field
+        self._more = tuple(more)
+
+    @property
+    def all(self) -> tuple[SourceError, ...]:
+        """This fault and the others of the same source."""
+        return (self, *self._more)
 
 
 class Teacher(Protocol):
@@ -150,7 +159,8 @@ def check_prompts(prompts: Sequence[str], vocabulary: Sequence[str]) -> None:
     known = {word.lower() for word in vocabulary}
     if not known:
         return
-    for i, prompt in enumerate(prompts):
+
+    def check(i: int, prompt: str) -> None:
         words = prompt.lower().replace(",", " ").replace(".", " ").split()
         unknown = sorted({word for word in words if word not in known})
         if unknown:
@@ -159,3 +169,21 @@ def check_prompts(prompts: Sequence[str], vocabulary: Sequence[str]) -> None:
                 f"this teacher does not know {', '.join(map(repr, unknown))}; "
                 f"it knows: {', '.join(sorted(word for word in known if word not in ',.'))}",
             )
+
+    check_each(prompts, check)
+
+
+def check_each(items: Sequence[Item], check: Callable[[int, Item], None]) -> None:
+    """Check every item of a source.
+
+    Raises:
+        SourceError: the first fault, with all the others.
+    """
+    faults: list[SourceError] = []
+    for i, item in enumerate(items):
+        try:
+            check(i, item)
+        except SourceError as error:
+            faults.append(error)
+    if faults:
+        raise SourceError(faults[0].field, str(faults[0]), faults[1:])

@@ -21,6 +21,7 @@ from carv_server.teachers.protocol import (
     Tensors,
     TensorSpec,
     Unconditional,
+    check_each,
     check_prompts,
 )
 from carv_server.teachers.schedules import read_schedule
@@ -106,8 +107,7 @@ class StableDiffusionTeacher:
         match source:
             case Prompts(prompts=prompts):
                 check_prompts(prompts, self._description.conditioning.vocabulary)
-                for i, prompt in enumerate(prompts):
-                    self._check_length(i, prompt)
+                check_each(prompts, self._check_length)
                 return self._embed(prompts)
             case Unconditional():
                 return self._embed([""])

@@ -82,19 +82,21 @@ def check_explicit_draws(
     prefix = "explicit_draws"
     floats, integers = (tensor_pb2.D_TYPE_FLOAT32,), (tensor_pb2.D_TYPE_INT64,)
     t = draw_array(message.timesteps, f"{prefix}.timesteps", None, integers, violations)
-    if t is None:
-        return None
-    shape: tuple[int, int] = (t.shape[0], t.shape[1])
-    if renders is not None and shape[0] != renders:
-        violations.add(f"{prefix}.timesteps.shape", f"{list(shape)}; R must be {renders}")
-    largest = 1 if timesteps_only else limits.max_draws
-    if shape[1] > largest:
-        violations.add(
-            f"{prefix}.timesteps.shape", f"K is {shape[1]}; it must be in 1 .. {largest}"
-        )
-    if t.min() < 0 or t.max() >= timesteps:
-        violations.add(f"{prefix}.timesteps", f"must be in 0 .. {timesteps - 1}")
-    index, sign, weight = np.zeros(shape, dtype=np.int64), np.ones(shape), np.ones(shape)
+    # Where the timesteps are at fault the other arrays are still looked at, with any shape.
+    shape: tuple[int, int] | None = None
+    if t is not None:
+        shape = (t.shape[0], t.shape[1])
+        if renders is not None and shape[0] != renders:
+            violations.add(f"{prefix}.timesteps.shape", f"{list(shape)}; R must be {renders}")
+        largest = 1 if timesteps_only else limits.max_draws
+        if shape[1] > largest:
+            violations.add(
+                f"{prefix}.timesteps.shape", f"K is {shape[1]}; it must be in 1 .. {largest}"
+            )
+        if t.min() < 0 or t.max() >= timesteps:
+            violations.add(f"{prefix}.timesteps", f"must be in 0 .. {timesteps - 1}")
+    filled = shape or (1, 1)
+    index, sign, weight = np.zeros(filled, dtype=np.int64), np.ones(filled), np.ones(filled)
     if timesteps_only:
         for name in ("noise_indices", "signs", "importance_weights"):
             if message.HasField(name):
@@ -115,7 +117,7 @@ def check_explicit_draws(
         )
         if weight is not None and not np.isfinite(weight).all():
             violations.add(f"{prefix}.importance_weights", "each must be finite")
-    if violations or index is None or sign is None or weight is None:
+    if violations or t is None or index is None or sign is None or weight is None:
         return None
     return explicit_plan(
         t.astype(np.int64), index.astype(np.int64), sign.astype(float), weight.astype(float)

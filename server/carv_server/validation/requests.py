@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from carv.errors import Reason
+from carv.errors import FieldViolation, Reason
 from carv.v1 import teacher_service_pb2 as pb
 from carv.v1 import tensor_pb2
 from carv_server.errors import RequestError, handles_gone
@@ -119,7 +119,8 @@ def check_estimate(message: pb.EstimateGradientRequest, context: RequestContext)
     if len(signatures) > 1 and not violations:
         violations.add("objective.branches", "conditionings differ in their tensors' shapes")
     if latents is not None and draws is not None:
-        _check_evaluations(len(latents) * draws.draws * len(branches), limits, violations)
+        field = f"{message.WhichOneof('draws')}"
+        _check_evaluations(len(latents) * draws.draws * len(branches), field, limits, violations)
     if objective is not None and isinstance(draws, DrawSpec):
         try:
             proposal_table(draws.sampling.proposal, objective)
@@ -176,7 +177,7 @@ def check_predict(message: pb.PredictNoiseRequest, context: RequestContext) -> P
     handles = _Handles(context)
     branch = handles.branch(message.conditionings, "conditionings", renders, False, violations)
     if latents is not None and plan is not None:
-        _check_evaluations(len(latents) * plan.draws, context.limits, violations)
+        _check_evaluations(len(latents) * plan.draws, "explicit_draws", context.limits, violations)
     violations.raise_if_any()
     assert latents is not None and plan is not None
     _check_reply(latents.size * plan.draws * _FLOAT32_BYTES, context)
@@ -223,10 +224,12 @@ def _reference(
     return reference
 
 
-def _check_evaluations(evaluations: int, limits: RequestLimits, violations: Violations) -> None:
+def _check_evaluations(
+    evaluations: int, field: str, limits: RequestLimits, violations: Violations
+) -> None:
     if evaluations > limits.max_evaluations:
         violations.add(
-            "draws",
+            field,
             f"{evaluations} evaluations (renders x draws x branches); the limit is "
             f"{limits.max_evaluations}",
         )
@@ -238,4 +241,7 @@ def _check_reply(size: int, context: RequestContext) -> None:
             Reason.MESSAGE_TOO_LARGE,
             f"the reply would hold {size} bytes; the message limit is "
             f"{context.max_message_bytes}: send fewer renders or draws at once",
+            violations=[
+                FieldViolation("latents", f"the reply holds {size} bytes for these renders")
+            ],
         )

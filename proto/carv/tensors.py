@@ -55,7 +55,8 @@ def dtype_name(dtype: int) -> str:
     """``"float32"`` and so on; ``"unspecified"`` or the number for anything else."""
     if dtype == pb.D_TYPE_UNSPECIFIED:
         return "unspecified"
-    return _NAMES.get(dtype, str(dtype))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    name: str | None = _NAMES.get(dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return str(dtype) if name is None else name
 
 
 def encode_tensor(array: npt.ArrayLike, dtype: str | None = None) -> pb.Tensor:

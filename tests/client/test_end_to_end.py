@@ -189,6 +189,7 @@ def test_predict_noise_is_the_teachers_own(client: TeacherClient, component: Con
     steps = [10, 400, 990]
     prediction = client.predict_noise(LATENTS, component, timesteps=steps, signs=[1, -1, 1], seed=8)
     assert prediction.noise.shape == (RENDERS, 3, *EVENT_SHAPE)
+    assert (prediction.draws_spent, prediction.evaluations_spent) == (RENDERS * 3, RENDERS * 3)
     noisy = np.empty_like(prediction.noise)
     for r in range(RENDERS):
         for k, (t, sign) in enumerate(zip(steps, [1, -1, 1], strict=True)):
@@ -251,3 +252,8 @@ def test_the_async_client_answers_alike(
     for seed, gradient in enumerate(asyncio.run(main())):
         expected = client.estimate_gradient(LATENTS, component, seed=seed).gradient
         np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_negative_prompt_needs_a_conditioning(client: TeacherClient) -> None:
+    with pytest.raises(InvalidRequestError, match="negative_prompt"):
+        client.estimate_gradient(LATENTS, None, negative_prompt="a blue cube")

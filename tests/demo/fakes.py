@@ -103,7 +103,8 @@ class FakeClient:
                 for row, prompt in enumerate(conditioning)
             ]
         )  # fmt: skip
-        return NoisePrediction(noise.astype(np.float32), seed, noise[..., 0].size, "", 0, 0, 0)
+        draws = noise.shape[0] * noise.shape[1]
+        return NoisePrediction(noise.astype(np.float32), seed, draws, draws, "", 0, 0, 0)
 
 
 def small_studio(convention: Convention, client: FakeClient) -> Studio:

@@ -20,7 +20,15 @@ from carv_server.teachers.analytic import AnalyticTeacher
 from carv_server.teachers.protocol import Source, Teacher, TeacherDescription, Tensors
 from tests.support.oracle import oracle_mixture, oracle_schedule
 
-__all__ = ["BusyTeacher", "FaultyTeacher", "GatedTeacher", "oracle_teacher", "running", "waiting"]
+__all__ = [
+    "BusyTeacher",
+    "FaultyTeacher",
+    "GatedTeacher",
+    "Wrapped",
+    "oracle_teacher",
+    "running",
+    "waiting",
+]
 
 _GATE_SECONDS = 20.0
 
@@ -29,7 +37,7 @@ def oracle_teacher() -> AnalyticTeacher:
     return AnalyticTeacher(oracle_mixture(), oracle_schedule())
 
 
-class _Wrapped:
+class Wrapped:
     """The oracle, with something done ahead of each forward."""
 
     def __init__(self) -> None:
@@ -52,7 +60,7 @@ class _Wrapped:
         return self._inner.predict_noise(z_t, timesteps, conditioning)
 
 
-class GatedTeacher(_Wrapped):
+class GatedTeacher(Wrapped):
     """Records the timesteps of every forward, and waits in each until its gate is open.
 
     Attributes:
@@ -77,7 +85,7 @@ class GatedTeacher(_Wrapped):
         return super().predict_noise(z_t, timesteps, conditioning)
 
 
-class FaultyTeacher(_Wrapped):
+class FaultyTeacher(Wrapped):
     """NaN for rows at one timestep; raises where a row is at another."""
 
     def __init__(self, *, nan_at: int, raise_at: int) -> None:
@@ -94,7 +102,7 @@ class FaultyTeacher(_Wrapped):
         return noise
 
 
-class BusyTeacher(_Wrapped):
+class BusyTeacher(Wrapped):
     """Keeps a core busy with matrix products for a while in each forward."""
 
     def __init__(self, seconds: float) -> None:

@@ -55,6 +55,10 @@ CASES: dict[str, tuple[Source, set[str]]] = {
     ),
     "no classes": (_classes(), {"source.classes.class_ids"}),
     "257 classes": (_classes(*[0] * 257), {"source.classes.class_ids"}),
+    "every class at fault": (
+        _classes(7, 1, -2),
+        {"source.classes.class_ids[0]", "source.classes.class_ids[2]"},
+    ),
     "class above": (_classes(0, 3), {"source.classes.class_ids[1]"}),
     "class below": (_classes(-1), {"source.classes.class_ids[0]"}),
     "unknown tensor": (_tensor("text", 0), {"source.tensors.tensors[text]", LABEL}),

@@ -47,7 +47,7 @@ def evaluate(
         for branch in work.branches:
             rows.append(z_reference if branch.use_reference and z_reference is not None else z_t)
             timesteps.append(work.timesteps)
-            conditionings += [branch.conditioning(r) for r in work.renders.tolist()]
+            conditionings += [branch.conditioning(int(r)) for r in work.renders]
     z_rows, t_rows = torch.cat(rows), torch.cat(timesteps).to(device)
     step = max_rows or len(z_rows)
     predictions = torch.cat(
@@ -65,7 +65,8 @@ def evaluate(
     start = 0
     for work, noise in zip(works, noises, strict=True):
         stop = start + work.evaluations
-        branches = predictions[start:stop].unflatten(0, (len(work.branches), -1))
+        rows_of_work = predictions[start:stop]
+        branches = rows_of_work.reshape(len(work.branches), -1, *rows_of_work.shape[1:])
         results.append(_reduce(work, noise, branches))
         start = stop
     return results

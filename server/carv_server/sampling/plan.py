@@ -106,7 +106,7 @@ def plan_at_points(
     """
     table = proposal_table(sampling.proposal, objective)
     timesteps = inverse_cdf(table, points)
-    k = np.arange(points.shape[1])
+    k: Int64Array = np.arange(points.shape[1], dtype=np.int64)
     if sampling.coupling is NoiseCoupling.ANTITHETIC:
         noise_index, sign = k // 2, np.where(k % 2 == 0, 1.0, -1.0)
     else:

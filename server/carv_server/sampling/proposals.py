@@ -46,7 +46,8 @@ def inverse_cdf(table: Float64Array, points: Float64Array) -> Int64Array:
     cdf = np.cumsum(table)
     support = np.flatnonzero(table)
     # The last cumulative sum may round below u: stay on the support.
-    return np.minimum(np.searchsorted(cdf, points * cdf[-1], side="right"), support[-1])
+    found: Int64Array = np.searchsorted(cdf, points * cdf[-1], side="right").astype(np.int64)
+    return np.minimum(found, support[-1])
 
 
 def importance_weights(

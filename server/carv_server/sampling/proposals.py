@@ -46,8 +46,10 @@ def inverse_cdf(table: Float64Array, points: Float64Array) -> Int64Array:
     cdf = np.cumsum(table)
     support = np.flatnonzero(table)
     # The last cumulative sum may round below u: stay on the support.
-    found: Int64Array = np.searchsorted(cdf, points * cdf[-1], side="right").astype(np.int64)
-    return np.minimum(found, support[-1])
+    found: Int64Array = np.searchsorted(  # pyright: ignore[reportUnknownVariableType]
+        cdf, points * cdf[-1], side="right"
+    )
+    return np.minimum(found, support[-1])  # pyright: ignore[reportUnknownArgumentType]
 
 
 def importance_weights(

@@ -125,6 +125,8 @@ if ending == "in flight":
     threading.Thread(target=stall, daemon=True).start()
     import time; time.sleep(0.3)
 if ending == "interrupted":
+    # A shell's background job inherits an ignored SIGINT, and Python then leaves it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
     try: kept[0].get_teacher()
     except KeyboardInterrupt: print("interrupted")

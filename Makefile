@@ -57,7 +57,7 @@ proto-check: $(PROTO_VENV)/.ready ## fail if the committed stubs differ from the
 	$(PROTO_PY) proto/generate.py --check
 
 bench: $(VENV)/.dev ## serving benchmark: ratios within one run
-	$(PY) benchmarks/serving.py $(ARGS)
+	$(PY) -m benchmarks.serving $(ARGS)
 
 teacher: $(VENV)/.dev ## retrain and evaluate the embedded teacher, under an hour on two cores
 	$(PY) $(TEACHER)/train_autoencoder.py encoder

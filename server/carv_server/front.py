@@ -91,6 +91,7 @@ class Front:
             {
                 name: self._raw(getattr(pb, method.input_type.name), calls[name])
                 for name, method in methods.items()
+                if name in calls
             },
         )
 

@@ -25,21 +25,23 @@ _sym_db = _symbol_database.Default()
 from carv.v1 import tensor_pb2 as carv_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63\x61rv/v1/sampling.proto\x12\x07\x63\x61rv.v1\x1a\x14\x63\x61rv/v1/tensor.proto\"\xa2\x01\n\x08Sampling\x12\x32\n\x10timestep_sampler\x18\x01 \x01(\x0e\x32\x18.carv.v1.TimestepSampler\x12#\n\x08proposal\x18\x02 \x01(\x0e\x32\x11.carv.v1.Proposal\x12.\n\x0enoise_coupling\x18\x03 \x01(\x0e\x32\x16.carv.v1.NoiseCoupling\x12\r\n\x05\x64raws\x18\x04 \x01(\x05\"\xa8\x01\n\rExplicitDraws\x12\"\n\ttimesteps\x18\x01 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12&\n\rnoise_indices\x18\x02 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12\x1e\n\x05signs\x18\x03 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12+\n\x12importance_weights\x18\x04 \x01(\x0b\x32\x0f.carv.v1.Tensor*\xa8\x01\n\x0fTimestepSampler\x12 \n\x1cTIMESTEP_SAMPLER_UNSPECIFIED\x10\x00\x12\x18\n\x14TIMESTEP_SAMPLER_IID\x10\x01\x12\x1f\n\x1bTIMESTEP_SAMPLER_STRATIFIED\x10\x02\x12\x1b\n\x17TIMESTEP_SAMPLER_GLOBAL\x10\x03\x12\x1b\n\x17TIMESTEP_SAMPLER_NESTED\x10\x04*M\n\x08Proposal\x12\x18\n\x14PROPOSAL_UNSPECIFIED\x10\x00\x12\x12\n\x0ePROPOSAL_PRIOR\x10\x01\x12\x13\n\x0fPROPOSAL_WEIGHT\x10\x02*f\n\rNoiseCoupling\x12\x1e\n\x1aNOISE_COUPLING_UNSPECIFIED\x10\x00\x12\x16\n\x12NOISE_COUPLING_IID\x10\x01\x12\x1d\n\x19NOISE_COUPLING_ANTITHETIC\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63\x61rv/v1/sampling.proto\x12\x07\x63\x61rv.v1\x1a\x14\x63\x61rv/v1/tensor.proto\"\xe5\x01\n\x08Sampling\x12\x32\n\x10timestep_sampler\x18\x01 \x01(\x0e\x32\x18.carv.v1.TimestepSampler\x12#\n\x08proposal\x18\x02 \x01(\x0e\x32\x11.carv.v1.Proposal\x12.\n\x0enoise_coupling\x18\x03 \x01(\x0e\x32\x16.carv.v1.NoiseCoupling\x12\r\n\x05\x64raws\x18\x04 \x01(\x05\x12\x0f\n\x07history\x18\x05 \x01(\t\x12\x30\n\x0f\x63ontrol_variate\x18\x06 \x01(\x0e\x32\x17.carv.v1.ControlVariate\"\xa8\x01\n\rExplicitDraws\x12\"\n\ttimesteps\x18\x01 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12&\n\rnoise_indices\x18\x02 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12\x1e\n\x05signs\x18\x03 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12+\n\x12importance_weights\x18\x04 \x01(\x0b\x32\x0f.carv.v1.Tensor*\xa8\x01\n\x0fTimestepSampler\x12 \n\x1cTIMESTEP_SAMPLER_UNSPECIFIED\x10\x00\x12\x18\n\x14TIMESTEP_SAMPLER_IID\x10\x01\x12\x1f\n\x1bTIMESTEP_SAMPLER_STRATIFIED\x10\x02\x12\x1b\n\x17TIMESTEP_SAMPLER_GLOBAL\x10\x03\x12\x1b\n\x17TIMESTEP_SAMPLER_NESTED\x10\x04*d\n\x08Proposal\x12\x18\n\x14PROPOSAL_UNSPECIFIED\x10\x00\x12\x12\n\x0ePROPOSAL_PRIOR\x10\x01\x12\x13\n\x0fPROPOSAL_WEIGHT\x10\x02\x12\x15\n\x11PROPOSAL_ADAPTIVE\x10\x03*f\n\rNoiseCoupling\x12\x1e\n\x1aNOISE_COUPLING_UNSPECIFIED\x10\x00\x12\x16\n\x12NOISE_COUPLING_IID\x10\x01\x12\x1d\n\x19NOISE_COUPLING_ANTITHETIC\x10\x02*f\n\x0e\x43ontrolVariate\x12\x1f\n\x1b\x43ONTROL_VARIATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ONTROL_VARIATE_NONE\x10\x01\x12\x19\n\x15\x43ONTROL_VARIATE_NOISE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'carv.v1.sampling_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TIMESTEPSAMPLER']._serialized_start=394
-  _globals['_TIMESTEPSAMPLER']._serialized_end=562
-  _globals['_PROPOSAL']._serialized_start=564
-  _globals['_PROPOSAL']._serialized_end=641
-  _globals['_NOISECOUPLING']._serialized_start=643
-  _globals['_NOISECOUPLING']._serialized_end=745
+  _globals['_TIMESTEPSAMPLER']._serialized_start=461
+  _globals['_TIMESTEPSAMPLER']._serialized_end=629
+  _globals['_PROPOSAL']._serialized_start=631
+  _globals['_PROPOSAL']._serialized_end=731
+  _globals['_NOISECOUPLING']._serialized_start=733
+  _globals['_NOISECOUPLING']._serialized_end=835
+  _globals['_CONTROLVARIATE']._serialized_start=837
+  _globals['_CONTROLVARIATE']._serialized_end=939
   _globals['_SAMPLING']._serialized_start=58
-  _globals['_SAMPLING']._serialized_end=220
-  _globals['_EXPLICITDRAWS']._serialized_start=223
-  _globals['_EXPLICITDRAWS']._serialized_end=391
+  _globals['_SAMPLING']._serialized_end=287
+  _globals['_EXPLICITDRAWS']._serialized_start=290
+  _globals['_EXPLICITDRAWS']._serialized_end=458
 # @@protoc_insertion_point(module_scope)

@@ -20,12 +20,19 @@ class Proposal(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PROPOSAL_UNSPECIFIED: _ClassVar[Proposal]
     PROPOSAL_PRIOR: _ClassVar[Proposal]
     PROPOSAL_WEIGHT: _ClassVar[Proposal]
+    PROPOSAL_ADAPTIVE: _ClassVar[Proposal]
 
 class NoiseCoupling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     NOISE_COUPLING_UNSPECIFIED: _ClassVar[NoiseCoupling]
     NOISE_COUPLING_IID: _ClassVar[NoiseCoupling]
     NOISE_COUPLING_ANTITHETIC: _ClassVar[NoiseCoupling]
+
+class ControlVariate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONTROL_VARIATE_UNSPECIFIED: _ClassVar[ControlVariate]
+    CONTROL_VARIATE_NONE: _ClassVar[ControlVariate]
+    CONTROL_VARIATE_NOISE: _ClassVar[ControlVariate]
 TIMESTEP_SAMPLER_UNSPECIFIED: TimestepSampler
 TIMESTEP_SAMPLER_IID: TimestepSampler
 TIMESTEP_SAMPLER_STRATIFIED: TimestepSampler
@@ -34,21 +41,29 @@ TIMESTEP_SAMPLER_NESTED: TimestepSampler
 PROPOSAL_UNSPECIFIED: Proposal
 PROPOSAL_PRIOR: Proposal
 PROPOSAL_WEIGHT: Proposal
+PROPOSAL_ADAPTIVE: Proposal
 NOISE_COUPLING_UNSPECIFIED: NoiseCoupling
 NOISE_COUPLING_IID: NoiseCoupling
 NOISE_COUPLING_ANTITHETIC: NoiseCoupling
+CONTROL_VARIATE_UNSPECIFIED: ControlVariate
+CONTROL_VARIATE_NONE: ControlVariate
+CONTROL_VARIATE_NOISE: ControlVariate
 
 class Sampling(_message.Message):
-    __slots__ = ("timestep_sampler", "proposal", "noise_coupling", "draws")
+    __slots__ = ("timestep_sampler", "proposal", "noise_coupling", "draws", "history", "control_variate")
     TIMESTEP_SAMPLER_FIELD_NUMBER: _ClassVar[int]
     PROPOSAL_FIELD_NUMBER: _ClassVar[int]
     NOISE_COUPLING_FIELD_NUMBER: _ClassVar[int]
     DRAWS_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_VARIATE_FIELD_NUMBER: _ClassVar[int]
     timestep_sampler: TimestepSampler
     proposal: Proposal
     noise_coupling: NoiseCoupling
     draws: int
-    def __init__(self, timestep_sampler: _Optional[_Union[TimestepSampler, str]] = ..., proposal: _Optional[_Union[Proposal, str]] = ..., noise_coupling: _Optional[_Union[NoiseCoupling, str]] = ..., draws: _Optional[int] = ...) -> None: ...
+    history: str
+    control_variate: ControlVariate
+    def __init__(self, timestep_sampler: _Optional[_Union[TimestepSampler, str]] = ..., proposal: _Optional[_Union[Proposal, str]] = ..., noise_coupling: _Optional[_Union[NoiseCoupling, str]] = ..., draws: _Optional[int] = ..., history: _Optional[str] = ..., control_variate: _Optional[_Union[ControlVariate, str]] = ...) -> None: ...
 
 class ExplicitDraws(_message.Message):
     __slots__ = ("timesteps", "noise_indices", "signs", "importance_weights")

@@ -66,6 +66,16 @@ class TeacherServiceStub(object):
                 request_serializer=carv_dot_v1_dot_teacher__service__pb2.PredictNoiseRequest.SerializeToString,
                 response_deserializer=carv_dot_v1_dot_teacher__service__pb2.PredictNoiseResponse.FromString,
                 _registered_method=True)
+        self.RefineGradient = channel.unary_stream(
+                '/carv.v1.TeacherService/RefineGradient',
+                request_serializer=carv_dot_v1_dot_teacher__service__pb2.RefineGradientRequest.SerializeToString,
+                response_deserializer=carv_dot_v1_dot_teacher__service__pb2.RefineGradientResponse.FromString,
+                _registered_method=True)
+        self.ProfileTeacher = channel.unary_stream(
+                '/carv.v1.TeacherService/ProfileTeacher',
+                request_serializer=carv_dot_v1_dot_teacher__service__pb2.ProfileTeacherRequest.SerializeToString,
+                response_deserializer=carv_dot_v1_dot_teacher__service__pb2.ProfileTeacherResponse.FromString,
+                _registered_method=True)
 
 
 class TeacherServiceServicer(object):
@@ -108,6 +118,20 @@ class TeacherServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RefineGradient(self, request, context):
+        """Running means until a target error, a draw budget or a time budget is met.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProfileTeacher(self, request, context):
+        """Second moments of the integrand over log-SNR at the given latents.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TeacherServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -135,6 +159,16 @@ def add_TeacherServiceServicer_to_server(servicer, server):
                     servicer.PredictNoise,
                     request_deserializer=carv_dot_v1_dot_teacher__service__pb2.PredictNoiseRequest.FromString,
                     response_serializer=carv_dot_v1_dot_teacher__service__pb2.PredictNoiseResponse.SerializeToString,
+            ),
+            'RefineGradient': grpc.unary_stream_rpc_method_handler(
+                    servicer.RefineGradient,
+                    request_deserializer=carv_dot_v1_dot_teacher__service__pb2.RefineGradientRequest.FromString,
+                    response_serializer=carv_dot_v1_dot_teacher__service__pb2.RefineGradientResponse.SerializeToString,
+            ),
+            'ProfileTeacher': grpc.unary_stream_rpc_method_handler(
+                    servicer.ProfileTeacher,
+                    request_deserializer=carv_dot_v1_dot_teacher__service__pb2.ProfileTeacherRequest.FromString,
+                    response_serializer=carv_dot_v1_dot_teacher__service__pb2.ProfileTeacherResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -279,6 +313,60 @@ class TeacherService(object):
             '/carv.v1.TeacherService/PredictNoise',
             carv_dot_v1_dot_teacher__service__pb2.PredictNoiseRequest.SerializeToString,
             carv_dot_v1_dot_teacher__service__pb2.PredictNoiseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefineGradient(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/carv.v1.TeacherService/RefineGradient',
+            carv_dot_v1_dot_teacher__service__pb2.RefineGradientRequest.SerializeToString,
+            carv_dot_v1_dot_teacher__service__pb2.RefineGradientResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProfileTeacher(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/carv.v1.TeacherService/ProfileTeacher',
+            carv_dot_v1_dot_teacher__service__pb2.ProfileTeacherRequest.SerializeToString,
+            carv_dot_v1_dot_teacher__service__pb2.ProfileTeacherResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from carv import DEFAULT_MAX_MESSAGE_BYTES
 from carv_server.conditioning import StoreConfig
+from carv_server.history import HistoryConfig
 from carv_server.request import RequestLimits
 from carv_server.scheduler import SchedulerConfig
 from carv_server.teachers.registry import EMBEDDED, TeacherRegistration
@@ -36,4 +37,5 @@ class ServerConfig:
     drain_seconds: float = 30.0
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    history: HistoryConfig = field(default_factory=HistoryConfig)
     limits: RequestLimits = field(default_factory=RequestLimits)

@@ -9,7 +9,7 @@ from carv.tensors import encode_tensor
 from carv.v1 import sampling_pb2, teacher_pb2, teacher_service_pb2, tensor_pb2
 from carv_server.estimate import Estimate, VarianceEstimator
 from carv_server.request import RequestLimits
-from carv_server.sampling.plan import DrawPlan, NoiseCoupling, Sampling
+from carv_server.sampling.plan import ControlVariate, NoiseCoupling, Resolved
 from carv_server.sampling.prediction import PredictionType
 from carv_server.sampling.proposals import Proposal
 from carv_server.sampling.schedule import ScheduleKind
@@ -37,10 +37,15 @@ _SAMPLERS = {
 _PROPOSALS = {
     Proposal.PRIOR: sampling_pb2.PROPOSAL_PRIOR,
     Proposal.WEIGHT: sampling_pb2.PROPOSAL_WEIGHT,
+    Proposal.ADAPTIVE: sampling_pb2.PROPOSAL_ADAPTIVE,
 }
 _COUPLINGS = {
     NoiseCoupling.IID: sampling_pb2.NOISE_COUPLING_IID,
     NoiseCoupling.ANTITHETIC: sampling_pb2.NOISE_COUPLING_ANTITHETIC,
+}
+_CONTROL_VARIATES = {
+    ControlVariate.NONE: sampling_pb2.CONTROL_VARIATE_NONE,
+    ControlVariate.NOISE: sampling_pb2.CONTROL_VARIATE_NOISE,
 }
 _VARIANCE_ESTIMATORS = {
     VarianceEstimator.UNAVAILABLE: teacher_service_pb2.VARIANCE_ESTIMATOR_UNAVAILABLE,
@@ -110,28 +115,35 @@ def encode_teacher(
     )
 
 
-def encode_sampling(sampling: Sampling, draws: int) -> sampling_pb2.Sampling:
+def encode_sampling(resolved: Resolved, draws: int, history: str) -> sampling_pb2.Sampling:
     return sampling_pb2.Sampling(
-        timestep_sampler=_SAMPLERS[sampling.sampler],
-        proposal=_PROPOSALS[sampling.proposal],
-        noise_coupling=_COUPLINGS[sampling.coupling],
+        timestep_sampler=_SAMPLERS[resolved.sampler],
+        proposal=_PROPOSALS[resolved.proposal],
+        noise_coupling=_COUPLINGS[resolved.coupling],
         draws=draws,
+        history=history,
+        control_variate=_CONTROL_VARIATES[resolved.control_variate],
     )
 
 
 def encode_diagnostics(estimate: Estimate) -> teacher_service_pb2.Diagnostics:
-    variance = estimate.noise_variance
+    variance, sampling = estimate.noise_variance, estimate.sampling
     return teacher_service_pb2.Diagnostics(
         variance_estimator=_VARIANCE_ESTIMATORS[estimate.variance_estimator],
         noise_variance=None if variance is None else encode_tensor(variance),
         effective_sample_size=encode_tensor(estimate.effective_sample_size),
+        past_draws=0.0 if sampling is None else sampling.past_draws,
     )
 
 
-def encode_draws(plan: DrawPlan) -> teacher_service_pb2.DrawTable:
+def encode_draws(estimate: Estimate) -> teacher_service_pb2.DrawTable:
+    draws, sampling = estimate.draws, estimate.sampling
+    controlled = sampling is not None and sampling.control_variate is ControlVariate.NOISE
     return teacher_service_pb2.DrawTable(
-        timesteps=encode_tensor(plan.timesteps),
-        noise_indices=encode_tensor(plan.noise_indices),
-        signs=encode_tensor(plan.signs.astype(np.float32)),
-        importance_weights=encode_tensor(plan.importance_weights),
+        timesteps=encode_tensor(draws.timesteps),
+        noise_indices=encode_tensor(draws.noise_indices),
+        signs=encode_tensor(draws.signs.astype(np.float32)),
+        importance_weights=encode_tensor(draws.importance_weights),
+        norms=encode_tensor(draws.norms),
+        control_coefficients=encode_tensor(draws.control_coefficients) if controlled else None,
     )

@@ -2,28 +2,40 @@
 
     g_r = (1/K) sum_k (p/q)(t_rk) f(x_r, t_rk, eps_rk)        (arXiv 2605.21489, Eq. 13)
 
-over one request's renders.
+over one request's renders. The proposal q is fixed by past requests' draws alone; this request's
+are recorded once it is answered.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from carv_server.history import DrawHistories, history_key
+from carv_server.job import JobResult
 from carv_server.replicas.protocol import Branch, Work
 from carv_server.request import DrawSpec, EstimateRequest, PredictRequest
 from carv_server.sampling.objective import ObjectiveTables
-from carv_server.sampling.plan import DrawPlan, effective_sample_size, plan_draws
-from carv_server.sampling.reduce import Moments, estimate_from_moments
+from carv_server.sampling.plan import (
+    DrawPlan,
+    Resolved,
+    effective_sample_size,
+    plan_draws,
+    resolve,
+)
+from carv_server.sampling.reduce import Moments, Reduction, estimate_from_moments
 from carv_server.scheduler import Scheduler
 
 __all__ = [
+    "DrawRecord",
     "Estimate",
     "Prediction",
     "VarianceEstimator",
@@ -51,16 +63,37 @@ class Estimate:
         gradient: float32 [R, *event_shape].
         noise_variance: float64 [R], tr Cov of each render's gradient; None where unavailable.
         effective_sample_size: float64 [R].
+        draws: the draws made, in the order of K.
+        sampling: how they were made; None for the client's own draws.
+        half_estimates: float32 [2, R, *event_shape], independent, where asked for.
     """
 
     gradient: Float32Array
     noise_variance: Float64Array | None
     variance_estimator: VarianceEstimator
     effective_sample_size: Float64Array
-    plan: DrawPlan
+    draws: DrawRecord
+    sampling: Resolved | None
+    half_estimates: Float32Array | None
     evaluations: int
     queue_seconds: float
     compute_seconds: float
+
+
+@dataclass(frozen=True)
+class DrawRecord:
+    """The draws behind an estimate, all [R, K].
+
+    Attributes:
+        norms: float64, ||f||, the weighting included, importance weight and control variate not.
+    """
+
+    timesteps: npt.NDArray[np.int64]
+    noise_indices: npt.NDArray[np.int64]
+    signs: Float64Array
+    importance_weights: Float64Array
+    control_coefficients: Float64Array
+    norms: Float64Array
 
 
 @dataclass(frozen=True)
@@ -73,15 +106,62 @@ class Prediction:
     compute_seconds: float
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One plan, evaluated; ``residuals`` float64 [R, K, 3]."""
+
+    plan: DrawPlan
+    gradient: Float32Array
+    variance: Float64Array
+    residuals: Float64Array
+    evaluations: int
+    result: JobResult
+
+
 async def estimate_gradient(
-    request: EstimateRequest, scheduler: Scheduler, deadline: float | None
+    request: EstimateRequest,
+    scheduler: Scheduler,
+    histories: DrawHistories,
+    deadline: float | None,
 ) -> Estimate:
     """Raises RequestError as ``Scheduler.submit``."""
-    plan = request.draws
-    if isinstance(plan, DrawSpec):
-        plan = plan_draws(
-            plan.sampling, request.objective, len(request.latents), plan.draws, request.seed
+    spec, resolved, key = request.draws, None, None
+    if isinstance(spec, DrawSpec):
+        key = history_key(
+            request.objective, [b.use_reference for b in request.branches], spec.history
         )
+        past = histories.recall(key, request.seed)
+        halves = 2 if spec.half_estimates else 1
+        draws = spec.draws // halves
+        resolved = resolve(spec.sampling, request.objective, past, draws)
+        plans = [
+            plan_draws(
+                resolved, request.objective, len(request.latents), draws, request.seed, stream
+            )
+            for stream in range(halves)
+        ]
+    else:
+        plans = [spec]
+    parts = await _together([_evaluate(request, plan, scheduler, deadline) for plan in plans])
+    if key is not None:
+        for part in parts:
+            histories.record(key, part.plan.timesteps.reshape(-1), part.residuals.reshape(-1, 3))
+    return _merged(parts, resolved, request.objective)
+
+
+async def _together(work: Sequence[Coroutine[Any, Any, _Part]]) -> list[_Part]:
+    """All of them; the first failure cancels the others."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _evaluate(
+    request: EstimateRequest, plan: DrawPlan, scheduler: Scheduler, deadline: float | None
+) -> _Part:
     work = make_work(
         plan,
         request.latents,
@@ -91,17 +171,47 @@ async def estimate_gradient(
         request.seed,
     )
     result = await scheduler.submit(work, deadline)
-    gradient, variance = reduce_moments(result.moments, plan, request.latents.shape)
+    assert result.reduction is not None and result.residuals is not None
+    gradient, variance = reduce_moments(result.reduction, plan, request.latents.shape)
+    residuals = np.empty((plan.timesteps.size, 3))
+    residuals[_planned_order(plan)] = result.residuals.numpy()
+    shape = (plan.renders, plan.draws, 3)
+    return _Part(plan, gradient, variance, residuals.reshape(shape), work.evaluations, result)
+
+
+def _merged(
+    parts: Sequence[_Part], resolved: Resolved | None, objective: ObjectiveTables
+) -> Estimate:
+    """The mean of independent parts of equal K, and all their draws."""
+    count = len(parts)
+    gradients = np.stack([part.gradient for part in parts])
+    variance: Float64Array = np.sum([part.variance for part in parts], axis=0) / count**2
     available = not np.isnan(variance).any()
+
+    def joined(values: Callable[[_Part], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        return np.concatenate([values(part) for part in parts], axis=1)
+
+    timesteps = joined(lambda part: part.plan.timesteps)
+    weights = joined(lambda part: part.plan.importance_weights)
     return Estimate(
-        gradient=gradient,
+        gradient=gradients.mean(axis=0) if count > 1 else gradients[0],
         noise_variance=variance if available else None,
-        variance_estimator=_variance_estimator(plan, available),
-        effective_sample_size=effective_sample_size(plan.importance_weights),
-        plan=plan,
-        evaluations=work.evaluations,
-        queue_seconds=result.queue_seconds,
-        compute_seconds=result.compute_seconds,
+        variance_estimator=_variance_estimator(parts[0].plan, available),
+        effective_sample_size=effective_sample_size(weights),
+        draws=DrawRecord(
+            timesteps=timesteps,
+            noise_indices=joined(lambda part: part.plan.noise_indices),
+            signs=joined(lambda part: part.plan.signs),
+            importance_weights=weights,
+            control_coefficients=joined(lambda part: part.plan.control_coefficients),
+            norms=np.abs(objective.weighting[timesteps])
+            * np.sqrt(joined(lambda part: part.residuals[..., 0])),
+        ),
+        sampling=resolved,
+        half_estimates=gradients if count > 1 else None,
+        evaluations=sum(part.evaluations for part in parts),
+        queue_seconds=min(part.result.queue_seconds for part in parts),
+        compute_seconds=sum(part.result.compute_seconds for part in parts),
     )
 
 
@@ -116,7 +226,7 @@ async def predict_noise(
     result = await scheduler.submit(work, deadline)
     assert result.predictions is not None
     flat = np.empty_like(result.predictions.numpy())
-    flat[_grouped_order(plan)] = result.predictions.numpy()
+    flat[_planned_order(plan)] = result.predictions.numpy()
     return Prediction(
         flat.reshape(plan.renders, plan.draws, *request.latents.shape[1:]),
         work.evaluations,
@@ -125,10 +235,10 @@ async def predict_noise(
     )
 
 
-def _grouped_order(plan: DrawPlan) -> npt.NDArray[np.int64]:
-    """Flat draw indices, renders in order and the draws of a group next to each other."""
+def _planned_order(plan: DrawPlan) -> npt.NDArray[np.int64]:
+    """Flat draw indices, renders in order and the draws of a cell next to each other."""
     renders = np.repeat(np.arange(plan.renders), plan.draws)
-    return np.lexsort((plan.groups.reshape(-1), renders))
+    return np.lexsort((plan.groups.reshape(-1), plan.cells.reshape(-1), renders))
 
 
 def make_work(
@@ -140,8 +250,8 @@ def make_work(
     seed: int,
     noisy: bool = False,
 ) -> Work:
-    """All draws of a request, groups contiguous. Without an objective: predictions are kept."""
-    order = _grouped_order(plan)
+    """All draws of a request, cells contiguous. Without an objective: predictions are kept."""
+    order = _planned_order(plan)
     t = plan.timesteps.reshape(-1)[order]
     draws = len(order)
     if objective is None:
@@ -160,10 +270,12 @@ def make_work(
         timesteps=torch.from_numpy(t),
         noise_indices=torch.from_numpy(plan.noise_indices.reshape(-1)[order]),
         groups=torch.from_numpy(plan.groups.reshape(-1)[order]),
+        cells=torch.from_numpy(plan.cells.reshape(-1)[order]),
         signs=_float32(plan.signs.reshape(-1)[order]),
         scales=_float32(scales),
         branch_coefficients=_float32(branch_coefficients),
         noise_coefficients=_float32(noise_coefficients),
+        control_coefficients=_float32(plan.control_coefficients.reshape(-1)[order]),
         latents_are_noisy=noisy,
         keep_predictions=objective is None,
     )
@@ -174,17 +286,17 @@ def _float32(values: Float64Array) -> torch.Tensor:
 
 
 def reduce_moments(
-    totals: Mapping[tuple[int, int], Moments], plan: DrawPlan, shape: tuple[int, ...]
+    reduction: Reduction, plan: DrawPlan, shape: tuple[int, ...]
 ) -> tuple[Float32Array, Float64Array]:
-    """Gradient float32 [R, *event_shape] and variance float64 [R], from moments by (render, group
-    size)."""
+    """Gradient float32 [R, *event_shape] and variance float64 [R]."""
     gradient = np.empty((plan.renders, math.prod(shape[1:])), dtype=np.float32)
     variance = np.empty(plan.renders)
     by_render: list[dict[int, Moments]] = [{} for _ in range(plan.renders)]
-    for (render, size), moments in totals.items():
+    for (render, size), moments in reduction.moments.items():
         by_render[render][size] = moments
     for render, by_size in enumerate(by_render):
-        mean, variance[render] = estimate_from_moments(by_size, plan.draws)
+        spread = reduction.spreads[render] if plan.collapsed else None
+        mean, variance[render] = estimate_from_moments(by_size, plan.draws, spread)
         gradient[render] = mean.numpy()
     return gradient.reshape(shape), variance
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from carv_server.replicas.protocol import Work, WorkResult
-from carv_server.sampling.reduce import Moments, merge_moments
+from carv_server.sampling.reduce import Reduction, merge_reductions
 
 __all__ = ["Job", "JobResult"]
 
@@ -21,23 +21,25 @@ class JobResult:
     """All of a request's draws, evaluated.
 
     Attributes:
-        moments: per (render, group size).
+        reduction: over all draws; None where predictions were kept.
+        residuals: float64 [n, 3] in the order of the job's draws, as ``WorkResult``; or None.
         predictions: float32 [n, *event_shape] in the order of the job's draws, or None.
         queue_seconds: from submission to the first forward.
         compute_seconds: this job's share, by evaluations, of the forwards it was in.
     """
 
-    moments: dict[tuple[int, int], Moments]
+    reduction: Reduction | None
+    residuals: torch.Tensor | None
     predictions: torch.Tensor | None
     queue_seconds: float
     compute_seconds: float
 
 
 class Job:
-    """A request's draws, grouped so that a group is never cut.
+    """A request's draws, cut between cells only.
 
     Args:
-        work: all draws of the request, groups contiguous.
+        work: all draws of the request, the draws of a cell contiguous.
         submitted: clock reading at submission.
         deadline: clock reading after which the work must not reach the teacher, or None.
     """
@@ -47,12 +49,13 @@ class Job:
         self.submitted = submitted
         self.deadline = deadline
         self.done: asyncio.Future[JobResult] = asyncio.get_running_loop().create_future()
-        keys = np.stack([work.renders.numpy(), work.groups.numpy()])
+        keys = np.stack([work.renders.numpy(), work.cells.numpy()])
         changes = np.flatnonzero(np.any(keys[:, 1:] != keys[:, :-1], axis=0)) + 1
         self._bounds: list[int] = [0, *changes.tolist(), keys.shape[1]]
         self._next = 0
         self._unfinished = len(self._bounds) - 1
-        self._parts: dict[tuple[int, int], list[Moments]] = {}
+        self._reductions: list[Reduction] = []
+        self._residuals: dict[int, torch.Tensor] = {}
         self._predictions: dict[int, torch.Tensor] = {}
         self._started: float | None = None
         self._compute_seconds = 0.0
@@ -71,28 +74,30 @@ class Job:
         return self.done.done()
 
     def waiting_costs(self, most: int) -> list[int]:
-        """Evaluations of each of the next groups, at most so many groups."""
+        """Evaluations of each of the next cells, at most so many cells."""
         bounds = self._bounds[self._next : self._next + most + 1]
         return [(b - a) * len(self._work.branches) for a, b in pairwise(bounds)]
 
-    def take(self, groups: int, *, now: float) -> tuple[range, Work]:
-        """Cut off the next groups, at least one."""
-        first, last = self._next, self._next + groups
+    def take(self, cells: int, *, now: float) -> tuple[range, Work]:
+        """Cut off the next cells, at least one."""
+        first, last = self._next, self._next + cells
         self._next = last
         if self._started is None:
             self._started = now
         return range(first, last), self._cut(self._bounds[first], self._bounds[last])
 
-    def deliver(self, groups: range, result: WorkResult, seconds: float) -> None:
+    def deliver(self, cells: range, result: WorkResult, seconds: float) -> None:
         """Merge one work's result; the last one answers the job."""
         if self.over:
             return
         self._compute_seconds += seconds
-        for key, moments in (result.moments or {}).items():
-            self._parts.setdefault(key, []).append(moments)
+        if result.reduction is not None:
+            self._reductions.append(result.reduction)
+        if result.residuals is not None:
+            self._residuals[cells.start] = result.residuals
         if result.predictions is not None:
-            self._predictions[groups.start] = result.predictions
-        self._unfinished -= len(groups)
+            self._predictions[cells.start] = result.predictions
+        self._unfinished -= len(cells)
         if self._unfinished == 0:
             self.done.set_result(self._result())
 
@@ -111,18 +116,25 @@ class Job:
             timesteps=work.timesteps[rows],
             noise_indices=work.noise_indices[rows],
             groups=work.groups[rows],
+            cells=work.cells[rows],
             signs=work.signs[rows],
             scales=work.scales[rows],
             branch_coefficients=work.branch_coefficients[:, rows],
             noise_coefficients=work.noise_coefficients[rows],
+            control_coefficients=work.control_coefficients[rows],
         )
 
     def _result(self) -> JobResult:
-        parts: Sequence[torch.Tensor] = [part for _, part in sorted(self._predictions.items())]
         started = self.submitted if self._started is None else self._started
         return JobResult(
-            {key: merge_moments(moments) for key, moments in self._parts.items()},
-            torch.cat(tuple(parts)) if parts else None,
+            merge_reductions(self._reductions) if self._reductions else None,
+            _in_order(self._residuals),
+            _in_order(self._predictions),
             started - self.submitted,
             self._compute_seconds,
         )
+
+
+def _in_order(parts: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
+    """Parts by their first cell, joined; None where there are none."""
+    return torch.cat([part for _, part in sorted(parts.items())]) if parts else None

@@ -9,19 +9,19 @@ __all__ = ["fair_shares"]
 
 
 def fair_shares(costs: Sequence[Sequence[int]], budget: int) -> list[int]:
-    """Max-min fair shares of a budget, in whole groups of draws, by progressive filling.
+    """Max-min fair shares of a budget, in whole cells of draws, by progressive filling.
 
-    The next group goes to the request that has been given least, the earlier one where they
+    The next cell goes to the request that has been given least, the earlier one where they
     are equal. So small requests are met in full, a long one never holds a short one back, and
-    no part of the budget is left that a waiting group would fit into.
+    no part of the budget is left that a waiting cell would fit into.
 
     Args:
-        costs: for each request, evaluations of the groups that it waits for, in order.
+        costs: for each request, evaluations of the cells that it waits for, in order.
         budget: evaluations that the microbatch holds.
 
     Returns:
-        Number of groups for each request. Their costs sum to at most the budget, except where
-        the first request's first group alone is above it: that runs by itself, or it never would.
+        Number of cells for each request. Their costs sum to at most the budget, except where
+        the first request's first cell alone is above it: that runs by itself, or it never would.
     """
     shares = [0] * len(costs)
     left = budget

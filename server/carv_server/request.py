@@ -28,6 +28,7 @@ class RequestLimits:
         max_evaluations: R * K * branches.
         max_prompts: prompts or class ids in one CreateConditioning.
         max_prompt_characters: length of one prompt.
+        max_history_characters: length of a history's label.
     """
 
     max_draws: int = 1024
@@ -36,14 +37,22 @@ class RequestLimits:
     max_evaluations: int = 16384
     max_prompts: int = 256
     max_prompt_characters: int = 2000
+    max_history_characters: int = 64
 
 
 @dataclass(frozen=True)
 class DrawSpec:
-    """K draws per render, placed by the server."""
+    """K draws per render, placed by the server.
+
+    Attributes:
+        history: label of the run whose past draws are learned from.
+        half_estimates: two independent halves of K / 2 draws; K is even.
+    """
 
     sampling: Sampling
     draws: int
+    history: str = ""
+    half_estimates: bool = False
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class SchedulerConfig:
 
 class _Slice(NamedTuple):
     job: Job
-    groups: range
+    cells: range
     work: Work
 
 
@@ -161,7 +161,7 @@ class Scheduler:
         waiting = [job for job in self._waiting if job.waiting_evaluations > 0]
         if not waiting:
             return []
-        # Every group takes at least one evaluation, so neither more jobs nor more groups fit.
+        # Every cell takes at least one evaluation, so neither more jobs nor more cells fit.
         budget = self._config.evaluation_budget
         jobs = [job for job in waiting if job.signature == waiting[0].signature][:budget]
         shares = fair_shares([job.waiting_costs(budget) for job in jobs], budget)
@@ -229,7 +229,7 @@ class Scheduler:
             if result.failure is not None:
                 item.job.fail(_non_finite(item.work, result))
             else:
-                item.job.deliver(item.groups, result, cost * item.work.evaluations)
+                item.job.deliver(item.cells, result, cost * item.work.evaluations)
 
 
 def _non_finite(work: Work, result: WorkResult) -> RequestError:

@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from carv_server.conditioning import ConditioningStore
 from carv_server.config import ServerConfig
 from carv_server.front import Front
+from carv_server.history import DrawHistories
 from carv_server.replicas.inprocess import InProcessReplica
 from carv_server.scheduler import Scheduler
 from carv_server.service import ServedTeacher, TeacherService
@@ -84,7 +85,8 @@ class RunningServer:
                 teacher, self._device_thread, config.scheduler.evaluation_budget
             )
             scheduler = Scheduler([replica], config.scheduler, time.monotonic)
-            self._served[teacher_id] = ServedTeacher(teacher_id, [replica], scheduler)
+            histories = DrawHistories(teacher.description.schedule, config.history)
+            self._served[teacher_id] = ServedTeacher(teacher_id, [replica], scheduler, histories)
         service = TeacherService(
             self._served,
             ConditioningStore(config.store, time.time),

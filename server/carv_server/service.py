@@ -24,6 +24,7 @@ from carv_server.encode import (
 )
 from carv_server.errors import RequestError, invalid
 from carv_server.estimate import estimate_gradient, predict_noise
+from carv_server.history import DrawHistories
 from carv_server.replicas.protocol import Conditioning, Replica
 from carv_server.request import DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
@@ -38,11 +39,13 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class ServedTeacher:
-    """A teacher, the replicas that hold it and the queue in front of them."""
+    """A teacher, the replicas that hold it, the queue in front of them, and what their past draws
+    taught."""
 
     id: str
     replicas: Sequence[Replica]
     scheduler: Scheduler
+    histories: DrawHistories
 
 
 @dataclass(frozen=True)
@@ -126,20 +129,23 @@ class TeacherService:
     ) -> pb.EstimateGradientResponse:
         teacher = self._teacher(request.teacher)
         checked = await self._aside(lambda: check_estimate(request, self._context(teacher)))
-        estimate = await estimate_gradient(checked, teacher.scheduler, call.deadline)
-        draws = checked.draws
+        estimate = await estimate_gradient(
+            checked, teacher.scheduler, teacher.histories, call.deadline
+        )
+        spec, sampling, halves = checked.draws, estimate.sampling, estimate.half_estimates
         return pb.EstimateGradientResponse(
             gradient=encode_tensor(estimate.gradient),
             diagnostics=encode_diagnostics(estimate),
             teacher_digest=teacher.replicas[0].description.digest,
             seed=checked.seed,
-            sampling=encode_sampling(draws.sampling, draws.draws)
-            if isinstance(draws, DrawSpec)
+            sampling=encode_sampling(sampling, spec.draws, spec.history)
+            if isinstance(spec, DrawSpec) and sampling is not None
             else None,
-            draws_spent=estimate.plan.timesteps.size,
+            draws_spent=estimate.draws.timesteps.size,
             evaluations_spent=estimate.evaluations,
             timings=_timings(call, estimate.queue_seconds, estimate.compute_seconds),
-            draw_table=encode_draws(estimate.plan) if checked.return_draws else None,
+            draw_table=encode_draws(estimate) if checked.return_draws else None,
+            half_estimates=None if halves is None else encode_tensor(halves),
         )
 
     async def predict_noise(

@@ -28,7 +28,7 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("encode",),
     ("validation", "request", "estimate", "conditioning"),
     ("scheduler",),
-    ("job", "packing"),
+    ("job", "packing", "history"),
     ("replicas",),
     ("teachers",),
     ("errors",),  # plain exceptions that any of the above may raise

@@ -59,7 +59,9 @@ def test_a_group_above_the_budget_is_evaluated_in_pieces() -> None:
     teacher.rows.clear()
     (pieces,) = evaluate(teacher, [work], BUDGET)
     assert max(teacher.rows) == BUDGET and sum(teacher.rows) == 2 * DRAWS
-    assert whole.moments is not None and pieces.moments is not None
-    expected = whole.moments[0, DRAWS].mean
+    assert whole.reduction is not None and pieces.reduction is not None
+    expected = whole.reduction.moments[0, DRAWS].mean
     # Float32 forwards of other batch sizes round differently.
-    torch.testing.assert_close(pieces.moments[0, DRAWS].mean, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        pieces.reduction.moments[0, DRAWS].mean, expected, rtol=1e-5, atol=1e-5
+    )

@@ -1,6 +1,6 @@
 """One microbatch on the device: noise, z_t, teacher, integrand, per-render sums.
 
-    f = (p/q)(t) w(t) ( sum_j a_j(t) eps_hat(alpha x + sigma eps, t, c_j) + d(t) eps )
+    (p/q)(t) w(t) ( sum_j a_j(t) eps_hat(alpha x + sigma eps, t, c_j) + (d(t) + c(t)) eps )
 
 Per-draw tensors never leave the device unless predictions are asked for.
 """
@@ -13,7 +13,7 @@ import torch
 
 from carv_server.replicas.protocol import Conditioning, NonFiniteDraw, Work, WorkResult
 from carv_server.sampling.noise import draw_noise
-from carv_server.sampling.reduce import group_moments
+from carv_server.sampling.reduce import reduce_groups
 from carv_server.sampling.schedule import Schedule
 from carv_server.teachers.protocol import Teacher, Tensors
 
@@ -103,25 +103,35 @@ def _noisy(
 def _reduce(work: Work, noise: torch.Tensor, branches: torch.Tensor) -> WorkResult:
     """``branches``: eps_hat, float32 [B, n, *event_shape]."""
     if work.keep_predictions:
-        values = branches[0]
-    else:
-        device = noise.device
-        coefficients = work.branch_coefficients.to(device)
-        values = _per_draw(work.noise_coefficients.to(device), noise) * noise
-        for coefficient, prediction in zip(coefficients, branches, strict=True):
-            values = values + _per_draw(coefficient, prediction) * prediction
-        values = _per_draw(work.scales.to(device), values) * values
+        failure = _first_failure(work, branches[0])
+        return failure or WorkResult(predictions=branches[0].cpu())
+    device = noise.device
+    residual = _per_draw(work.noise_coefficients.to(device), noise) * noise
+    for coefficient, prediction in zip(work.branch_coefficients.to(device), branches, strict=True):
+        residual = residual + _per_draw(coefficient, prediction) * prediction
+    controlled = residual + _per_draw(work.control_coefficients.to(device), noise) * noise
+    values = _per_draw(work.scales.to(device), controlled) * controlled
+    failure = _first_failure(work, values)
+    if failure is not None:
+        return failure
+    h, eps = residual.flatten(1).double(), noise.flatten(1).double()
+    scalars = torch.stack([(h * h).sum(1), (h * eps).sum(1), (eps * eps).sum(1)], dim=1)
+    return WorkResult(
+        reduction=reduce_groups(values, work.renders, work.groups, work.cells),
+        residuals=scalars.cpu(),
+    )
+
+
+def _first_failure(work: Work, values: torch.Tensor) -> WorkResult | None:
     finite = torch.isfinite(values).flatten(1).all(dim=1)
-    if not bool(finite.all()):
-        worst = int((~finite).nonzero()[0])
-        return WorkResult(
-            failure=NonFiniteDraw(
-                int(work.renders[worst]), int(work.timesteps[worst]), int(work.noise_indices[worst])
-            )
+    if bool(finite.all()):
+        return None
+    worst = int((~finite).nonzero()[0])
+    return WorkResult(
+        failure=NonFiniteDraw(
+            int(work.renders[worst]), int(work.timesteps[worst]), int(work.noise_indices[worst])
         )
-    if work.keep_predictions:
-        return WorkResult(predictions=values.cpu())
-    return WorkResult(moments=group_moments(values, work.renders, work.groups))
+    )
 
 
 def _gather(conditionings: Sequence[Conditioning], device: torch.device) -> Tensors:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from carv_server.sampling.reduce import Moments
+from carv_server.sampling.reduce import Reduction
 from carv_server.teachers.protocol import Source, TeacherDescription, Tensors
 
 __all__ = [
@@ -57,11 +57,12 @@ class Work:
     Attributes:
         latents, reference_latents: float32 [R, *event_shape] of the whole request, on the CPU.
             With ``latents_are_noisy`` they are z_t itself.
-        renders, timesteps, noise_indices, groups: int64 [n].
+        renders, timesteps, noise_indices, groups, cells: int64 [n]; see ``DrawPlan``.
         signs: float32 [n].
         scales: float32 [n], importance weight times w(t).
         branch_coefficients: float32 [B, n], a_j(t).
         noise_coefficients: float32 [n], d(t).
+        control_coefficients: float32 [n], c(t), added to d(t) but left out of ``residuals``.
         keep_predictions: return eps_hat of every draw in place of the reduced integrand.
     """
 
@@ -73,10 +74,12 @@ class Work:
     timesteps: torch.Tensor
     noise_indices: torch.Tensor
     groups: torch.Tensor
+    cells: torch.Tensor
     signs: torch.Tensor
     scales: torch.Tensor
     branch_coefficients: torch.Tensor
     noise_coefficients: torch.Tensor
+    control_coefficients: torch.Tensor
     latents_are_noisy: bool = False
     keep_predictions: bool = False
 
@@ -96,10 +99,16 @@ class NonFiniteDraw:
 
 @dataclass(frozen=True)
 class WorkResult:
-    """Per-render moments by (render, group size), or predictions float32 [n, *event_shape];
-    or the first draw that was not finite."""
+    """Per-render sums, or predictions float32 [n, *event_shape]; or the first draw that was not
+    finite.
 
-    moments: Mapping[tuple[int, int], Moments] | None = None
+    Attributes:
+        residuals: float64 [n, 3] on the CPU, with the reduction: ||h||^2, <h, eps> and
+            ||eps||^2 of each draw, h = sum_j a_j eps_hat + d eps.
+    """
+
+    reduction: Reduction | None = None
+    residuals: torch.Tensor | None = None
     predictions: torch.Tensor | None = None
     failure: NonFiniteDraw | None = None
 

@@ -9,27 +9,36 @@ import numpy as np
 import numpy.typing as npt
 
 from carv_server.sampling.objective import ObjectiveTables
+from carv_server.sampling.past import Past
 from carv_server.sampling.proposals import (
     Proposal,
+    adaptive_table,
     importance_weights,
     inverse_cdf,
-    proposal_table,
+    weight_table,
 )
 from carv_server.sampling.timesteps import TimestepSampler, place_points
 
 __all__ = [
-    "DEFAULT_SAMPLING",
+    "ControlVariate",
     "DrawPlan",
     "NoiseCoupling",
+    "Resolved",
     "Sampling",
     "effective_sample_size",
     "explicit_plan",
     "plan_at_points",
     "plan_draws",
+    "resolve",
 ]
 
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
+
+_CONTROL_GAIN = 0.05
+"""Least share of the second moment that the control variate must remove to be on by default."""
+_CONTROL_DRAWS = 128.0
+"""And the past draws that this must rest on."""
 
 
 class NoiseCoupling(Enum):
@@ -37,17 +46,116 @@ class NoiseCoupling(Enum):
     ANTITHETIC = "antithetic"
 
 
+class ControlVariate(Enum):
+    NONE = "none"
+    NOISE = "noise"
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How draws are made; never changes the estimand."""
+    """How draws are to be made; never changes the estimand. None leaves a choice to
+    ``resolve``."""
+
+    sampler: TimestepSampler | None = None
+    proposal: Proposal | None = None
+    coupling: NoiseCoupling | None = None
+    control_variate: ControlVariate | None = None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """How draws are made, every choice taken.
+
+    Attributes:
+        table: q(t), float64 [N], sums to one.
+        control: c(t), float64 [N]: added to the objective's d(t); zero without control variate.
+        past_draws: discounted number of past draws behind ``table`` and ``control``; 0 where
+            neither was learned.
+    """
 
     sampler: TimestepSampler
     proposal: Proposal
     coupling: NoiseCoupling
+    control_variate: ControlVariate
+    table: Float64Array
+    control: Float64Array
+    past_draws: float
 
 
-DEFAULT_SAMPLING = Sampling(TimestepSampler.NESTED, Proposal.WEIGHT, NoiseCoupling.ANTITHETIC)
-"""What a request that says nothing about sampling gets."""
+def resolve(
+    sampling: Sampling, objective: ObjectiveTables, past: Past | None, draws: int
+) -> Resolved:
+    """Take the choices that the request left open, by what measured best:
+
+    - sampler: ``nested``, which is ``global`` at K = 1 and ``stratified`` at R = 1;
+    - proposal: ``adaptive``; without a past ``weight``, and ``prior`` where the weighting
+      vanishes;
+    - coupling: ``antithetic`` from K = 2 (an odd K leaves the draw of the last stratum alone:
+      measured best among the strata);
+    - control variate: ``noise`` where it takes 5 % or more off the second moment that the past
+      shows, ``none`` otherwise.
+
+    Nothing here may depend on the request's own draws: ``past`` is fixed before them.
+
+    Args:
+        draws: K.
+
+    Raises:
+        ValueError: ``weight`` asked for with w zero wherever p is not.
+    """
+    control = _control_variate(sampling.control_variate, objective, past)
+    moment = None
+    if past is not None:
+        with_control = control is ControlVariate.NOISE
+        moment = past.root_controlled_moment if with_control else past.root_second_moment
+    proposal, table = _proposal(sampling.proposal, objective, moment)
+    coupling = sampling.coupling or NoiseCoupling.ANTITHETIC
+    learned = proposal is Proposal.ADAPTIVE or control is ControlVariate.NOISE
+    return Resolved(
+        sampler=sampling.sampler or TimestepSampler.NESTED,
+        proposal=proposal,
+        coupling=coupling if draws > 1 else NoiseCoupling.IID,
+        control_variate=control,
+        table=table,
+        control=-past.noise_slope
+        if past is not None and control is ControlVariate.NOISE
+        else np.zeros_like(objective.prior),
+        past_draws=past.draws if past is not None and learned else 0.0,
+    )
+
+
+def _control_variate(
+    asked: ControlVariate | None, objective: ObjectiveTables, past: Past | None
+) -> ControlVariate:
+    if past is None:
+        return ControlVariate.NONE  # c is zero until there are past draws
+    if asked is not None:
+        return asked
+    if past.draws < _CONTROL_DRAWS:
+        return ControlVariate.NONE
+    # The least second moment over proposals is (sum p |w| sqrt(m2))^2, with and without.
+    scale = objective.prior * np.abs(np.where(objective.prior > 0, objective.weighting, 0.0))
+    before = float(scale @ past.root_second_moment) ** 2
+    after = float(scale @ past.root_controlled_moment) ** 2
+    gains = after < (1.0 - _CONTROL_GAIN) * before
+    return ControlVariate.NOISE if gains else ControlVariate.NONE
+
+
+def _proposal(
+    asked: Proposal | None, objective: ObjectiveTables, moment: Float64Array | None
+) -> tuple[Proposal, Float64Array]:
+    if asked is Proposal.PRIOR:
+        return Proposal.PRIOR, objective.prior
+    if asked is not Proposal.WEIGHT and moment is not None:
+        table = adaptive_table(objective, moment)
+        if table is not None:
+            return Proposal.ADAPTIVE, table
+    table = weight_table(objective)
+    if table is not None:
+        return Proposal.WEIGHT, table
+    if asked is Proposal.WEIGHT:
+        raise ValueError("the weighting is zero wherever the prior is not")
+    return Proposal.PRIOR, objective.prior
 
 
 @dataclass(frozen=True)
@@ -59,8 +167,12 @@ class DrawPlan:
         noise_indices: int64; eps = signs * noise(seed, render, noise index).
         signs: float64, +1 or -1.
         importance_weights: float64, p/q.
+        control_coefficients: float64, c(t), added to d(t).
         groups: int64; draws of one render that share eps are one group, and groups are
-            independent given their timesteps. A group never leaves its microbatch.
+            independent given their timesteps.
+        cells: int64; neighbouring groups whose spread stands for their variance: two of them
+            where a render has strata of its own, three at the end of an odd number; elsewhere
+            a cell is one group. A cell never leaves its microbatch.
         identically_distributed: whether the groups of a render have one law, so that their
             sample variance is unbiased; if not, it is conservative.
     """
@@ -69,7 +181,9 @@ class DrawPlan:
     noise_indices: Int64Array
     signs: Float64Array
     importance_weights: Float64Array
+    control_coefficients: Float64Array
     groups: Int64Array
+    cells: Int64Array
     identically_distributed: bool
 
     @property
@@ -80,44 +194,59 @@ class DrawPlan:
     def draws(self) -> int:
         return self.timesteps.shape[1]
 
+    @property
+    def collapsed(self) -> bool:
+        """Whether the variance is that within cells, not that over all groups of a render."""
+        return not np.array_equal(self.cells, self.groups)
+
 
 def plan_draws(
-    sampling: Sampling, objective: ObjectiveTables, renders: int, draws: int, seed: int
+    resolved: Resolved,
+    objective: ObjectiveTables,
+    renders: int,
+    draws: int,
+    seed: int,
+    stream: int = 0,
 ) -> DrawPlan:
-    """Place K draws for each of R renders; a pure function of its arguments.
-
-    Raises:
-        ValueError: as ``proposal_table``.
-    """
-    return plan_at_points(sampling, objective, place_points(sampling.sampler, renders, draws, seed))
+    """Place K draws for each of R renders; a pure function of its arguments. Streams share
+    no draw: noise indices of stream s start at s 2^20."""
+    points = place_points(resolved.sampler, renders, draws, seed, stream)
+    return plan_at_points(resolved, objective, points, first_noise_index=stream << 20)
 
 
 def plan_at_points(
-    sampling: Sampling, objective: ObjectiveTables, points: Float64Array
+    resolved: Resolved,
+    objective: ObjectiveTables,
+    points: Float64Array,
+    first_noise_index: int = 0,
 ) -> DrawPlan:
     """A plan from points u_rk in [0, 1), [R, K], through the inverse CDF of the proposal.
 
-    ``antithetic`` couples draws 2j and 2j + 1 of a render: they share noise index j with
+    ``antithetic`` couples draws 2j and 2j + 1 of a render: they share a noise index with
     opposite signs, and under any stratified sampler they lie in adjacent strata, so each
     keeps its own t. The last draw of an odd K stands alone.
-
-    Raises:
-        ValueError: as ``proposal_table``.
     """
-    table = proposal_table(sampling.proposal, objective)
-    timesteps = inverse_cdf(table, points)
+    timesteps = inverse_cdf(resolved.table, points)
     k: Int64Array = np.arange(points.shape[1], dtype=np.int64)
-    if sampling.coupling is NoiseCoupling.ANTITHETIC:
-        noise_index, sign = k // 2, np.where(k % 2 == 0, 1.0, -1.0)
+    if resolved.coupling is NoiseCoupling.ANTITHETIC:
+        group, sign = k // 2, np.where(k % 2 == 0, 1.0, -1.0)
     else:
-        noise_index, sign = k, np.ones(len(k))
+        group, sign = k, np.ones(len(k))
+    # Only where each render has strata of its own are neighbours in k neighbours in t by design:
+    # under ``global`` the draws of a render are dealt at random and then sorted.
+    if resolved.sampler in (TimestepSampler.STRATIFIED, TimestepSampler.NESTED):
+        cell = np.minimum(group // 2, max(0, (int(group[-1]) - 1) // 2))
+    else:
+        cell = group
     return DrawPlan(
         timesteps=timesteps,
-        noise_indices=np.broadcast_to(noise_index, points.shape),
+        noise_indices=np.broadcast_to(first_noise_index + group, points.shape),
         signs=np.broadcast_to(sign, points.shape),
-        importance_weights=importance_weights(objective.prior, table, timesteps),
-        groups=np.broadcast_to(noise_index, points.shape),
-        identically_distributed=sampling.sampler is TimestepSampler.IID,
+        importance_weights=importance_weights(objective.prior, resolved.table, timesteps),
+        control_coefficients=resolved.control[timesteps],
+        groups=np.broadcast_to(group, points.shape),
+        cells=np.broadcast_to(cell, points.shape),
+        identically_distributed=resolved.sampler is TimestepSampler.IID,
     )
 
 
@@ -132,7 +261,9 @@ def explicit_plan(
     groups = np.empty_like(noise_indices)
     for render, row in enumerate(noise_indices):
         groups[render] = np.unique(row, return_inverse=True)[1].reshape(-1)
-    return DrawPlan(timesteps, noise_indices, signs, weights, groups, False)
+    return DrawPlan(
+        timesteps, noise_indices, signs, weights, np.zeros_like(weights), groups, groups, False
+    )
 
 
 def effective_sample_size(weights: Float64Array) -> Float64Array:

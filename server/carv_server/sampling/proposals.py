@@ -10,35 +10,64 @@ import numpy.typing as npt
 
 from carv_server.sampling.objective import ObjectiveTables
 
-__all__ = ["Proposal", "importance_weights", "inverse_cdf", "proposal_table"]
+__all__ = [
+    "DEFENSIVE_SHARE",
+    "Proposal",
+    "adaptive_table",
+    "importance_weights",
+    "inverse_cdf",
+    "weight_table",
+]
 
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
+
+DEFENSIVE_SHARE = 0.05
+"""Share of the prior in the adaptive proposal: p/q is at most its inverse."""
 
 
 class Proposal(Enum):
     PRIOR = "prior"
     WEIGHT = "weight"
+    ADAPTIVE = "adaptive"
 
 
-def proposal_table(proposal: Proposal, objective: ObjectiveTables) -> Float64Array:
-    """q(t), float64 [N], sums to one.
+def weight_table(objective: ObjectiveTables) -> Float64Array | None:
+    """q proportional to p |w|, float64 [N]: the paper's heuristic (arXiv 2605.21489, Section 4).
 
-    ``prior``: q = p. ``weight``: q proportional to p |w|, the paper's heuristic (arXiv
-    2605.21489, Section 4); it can hurt where ||f|| does not follow w. Where w vanishes, so
-    does the integrand, and q may be zero there without bias.
-
-    Raises:
-        ValueError: ``weight`` with w zero wherever p is not.
+    It can hurt where ||f|| does not follow w. Where w vanishes, so does the integrand, and q may
+    be zero there without bias. None where w is zero wherever p is not.
     """
-    prior = objective.prior
-    if proposal is Proposal.PRIOR:
-        return prior
-    mass = np.where(prior > 0, prior * np.abs(np.where(prior > 0, objective.weighting, 0.0)), 0.0)
+    return _proportional(objective, np.ones_like(objective.prior))
+
+
+def adaptive_table(objective: ObjectiveTables, root_moment: Float64Array) -> Float64Array | None:
+    """q = (1 - delta) q_hat + delta p with q_hat proportional to p |w| root_moment, float64 [N].
+
+    With root_moment = sqrt(E ||h||^2), f = w h, q_hat has the least second moment of all
+    proposals; the share delta of p bounds p/q by 1/delta whatever root_moment is. None where the
+    product vanishes.
+
+    Args:
+        root_moment: float64 [N], at least zero; fixed before the draws.
+    """
+    best = _proportional(objective, root_moment)
+    if best is None:
+        return None
+    return (1.0 - DEFENSIVE_SHARE) * best + DEFENSIVE_SHARE * objective.prior
+
+
+def _proportional(objective: ObjectiveTables, factor: Float64Array) -> Float64Array | None:
+    """p |w| factor, normalised; None where that is zero everywhere."""
+    used = objective.prior > 0  # the weighting may be infinite elsewhere
+    scale = np.abs(np.where(used, objective.weighting, 0.0)) * factor
+    # The largest first: products of a prior near the float limits stay finite.
+    largest = scale.max(initial=0.0)
+    if not largest > 0:
+        return None
+    mass = objective.prior * (scale / largest)
     total = mass.sum()
-    if not total > 0:
-        raise ValueError("the weighting is zero wherever the prior is not")
-    return mass / total
+    return mass / total if total > 0 else None
 
 
 def inverse_cdf(table: Float64Array, points: Float64Array) -> Int64Array:

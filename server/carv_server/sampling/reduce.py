@@ -3,6 +3,12 @@
 The unit is the *group*: draws of a render that share eps. Groups are independent, so the
 variance of the estimate g = (1/K) sum_j S_j over groups with sums S_j and sizes n_j is
 (1/K^2) sum_j Var(S_j), with Var = tr Cov (arXiv 2605.21489, Eq. 3).
+
+Groups of one law (independent timesteps) have Var(S_j) from their spread over the whole render.
+Under strata that spread holds the spread of the strata's means too, which the estimate is rid
+of. There the strata are *collapsed* (Cochran 1977, Section 5A.12): groups of two neighbouring
+strata make a cell, and only the spread within cells counts. What is left of the means'
+spread falls as 1/K^2 against the rest, and makes the estimate conservative.
 """
 
 from __future__ import annotations
@@ -11,9 +17,17 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-__all__ = ["Moments", "estimate_from_moments", "group_moments", "merge_moments"]
+__all__ = [
+    "Moments",
+    "Reduction",
+    "estimate_from_moments",
+    "merge_moments",
+    "merge_reductions",
+    "reduce_groups",
+]
 
 
 @dataclass(frozen=True)
@@ -31,34 +45,84 @@ class Moments:
     deviation: float
 
 
-def group_moments(
-    values: torch.Tensor, renders: torch.Tensor, groups: torch.Tensor
-) -> dict[tuple[int, int], Moments]:
-    """Moments of group sums by (render, group size), computed on the device of ``values``.
+@dataclass(frozen=True)
+class Reduction:
+    """Sums over some of the draws of a request.
+
+    Attributes:
+        moments: moments of group sums by (render, group size).
+        spreads: by render, the sum over its cells of an estimate of sum_j Var(S_j); empty where
+            every cell is one group. NaN for a cell that is one group among others that are not.
+    """
+
+    moments: dict[tuple[int, int], Moments]
+    spreads: dict[int, float]
+
+
+def reduce_groups(
+    values: torch.Tensor, renders: torch.Tensor, groups: torch.Tensor, cells: torch.Tensor
+) -> Reduction:
+    """Moments and spreads, computed on the device of ``values``.
 
     Args:
-        values: [n, *event_shape], one weighted integrand per draw; every draw of a group that
+        values: [n, *event_shape], one weighted integrand per draw; every draw of a cell that
             is present must be present.
-        renders, groups: int64 [n] on the CPU.
+        renders, groups, cells: int64 [n] on the CPU.
 
     Two passes, so that deviations keep their digits; means come to the CPU in float64.
     """
     flat = values.flatten(1).double()
-    keys = torch.stack([renders, groups], dim=1)
-    unique, index, sizes = _unique_rows(keys)
+    unique, index, sizes = _unique_rows(torch.stack([renders, groups], dim=1))
     sums = flat.new_zeros(len(unique), flat.shape[1]).index_add_(0, index.to(flat.device), flat)
+    moments = _moments(sums, unique[:, 0], sizes)
+    if torch.equal(cells, groups):
+        return Reduction(moments, {})
+    cell_of_group = torch.empty(len(unique), dtype=torch.int64).scatter_(0, index, cells)
+    return Reduction(moments, _spreads(sums, unique[:, 0], cell_of_group, sizes))
 
-    cells, cell_of_group, counts = _unique_rows(torch.stack([unique[:, 0], sizes], dim=1))
-    cell = cell_of_group.to(flat.device)
-    means = flat.new_zeros(len(cells), flat.shape[1]).index_add_(0, cell, sums)
-    means /= counts.to(flat.device).unsqueeze(1)
-    squares = (sums - means[cell]).square().sum(dim=1)
-    deviations = flat.new_zeros(len(cells)).index_add_(0, cell, squares).cpu()
+
+def _moments(
+    sums: torch.Tensor, renders: torch.Tensor, sizes: torch.Tensor
+) -> dict[tuple[int, int], Moments]:
+    """Moments of group sums [G, D] by (render, size)."""
+    kinds, kind_of_group, counts = _unique_rows(torch.stack([renders, sizes], dim=1))
+    kind = kind_of_group.to(sums.device)
+    means = sums.new_zeros(len(kinds), sums.shape[1]).index_add_(0, kind, sums)
+    means /= counts.to(sums.device).unsqueeze(1)
+    squares = (sums - means[kind]).square().sum(dim=1)
+    deviations = sums.new_zeros(len(kinds)).index_add_(0, kind, squares).cpu()
     rows = means.cpu()
     return {
-        (int(cells[i, 0]), int(cells[i, 1])): Moments(int(counts[i]), rows[i], float(deviations[i]))
-        for i in range(len(cells))
+        (int(kinds[i, 0]), int(kinds[i, 1])): Moments(int(counts[i]), rows[i], float(deviations[i]))
+        for i in range(len(kinds))
     }
+
+
+def _spreads(
+    sums: torch.Tensor, renders: torch.Tensor, cells: torch.Tensor, sizes: torch.Tensor
+) -> dict[int, float]:
+    """Per render, sum over cells of sum_j c_j ||S_j - n_j mean||^2, c_j as in
+    ``estimate_from_moments`` within the cell; all arguments by group."""
+    unique, index, counts = _unique_rows(torch.stack([renders, cells], dim=1))
+    draws = torch.zeros(len(unique), dtype=torch.int64).index_add_(0, index, sizes)
+    where = index.to(sums.device)
+    means = sums.new_zeros(len(unique), sums.shape[1]).index_add_(0, where, sums)
+    means /= draws.to(sums.device).unsqueeze(1)
+    residuals = sums - means[where] * sizes.to(sums.device).unsqueeze(1)
+    squares = residuals.square().sum(dim=1).cpu().numpy()
+    cell, size = index.numpy(), sizes.numpy()
+    count, total = counts.numpy()[cell], draws.numpy()[cell]
+    # Equal groups: m / (m - 1); a lone group has no spread to go by.
+    weights = np.where(count > 1, count / np.maximum(count - 1.0, 1.0), math.nan)
+    for mixed in np.unique(cell[size * count != total]):
+        members = np.flatnonzero(cell == mixed)
+        kinds, repeats = np.unique(size[members], return_counts=True)
+        pairs = zip(kinds.tolist(), repeats.tolist(), strict=True)
+        by_size = _group_weights({int(n): int(c) for n, c in pairs}, int(total[members[0]]))
+        weights[members] = [by_size[int(n)] for n in size[members]]
+    owners = renders.numpy()
+    sums_by_render = np.bincount(owners, weights * squares)
+    return {int(render): float(sums_by_render[render]) for render in np.unique(owners)}
 
 
 def _unique_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -86,12 +150,28 @@ def merge_moments(parts: Iterable[Moments]) -> Moments:
     return total
 
 
-def estimate_from_moments(by_size: Mapping[int, Moments], draws: int) -> tuple[torch.Tensor, float]:
+def merge_reductions(parts: Iterable[Reduction]) -> Reduction:
+    """Of disjoint sets of cells."""
+    moments: dict[tuple[int, int], list[Moments]] = {}
+    spreads: dict[int, float] = {}
+    for part in parts:
+        for key, value in part.moments.items():
+            moments.setdefault(key, []).append(value)
+        for render, spread in part.spreads.items():
+            spreads[render] = spreads.get(render, 0.0) + spread
+    return Reduction({key: merge_moments(values) for key, values in moments.items()}, spreads)
+
+
+def estimate_from_moments(
+    by_size: Mapping[int, Moments], draws: int, spread: float | None = None
+) -> tuple[torch.Tensor, float]:
     """One render's estimate and an estimate of its variance.
 
     Args:
         by_size: moments of group sums by group size n.
         draws: K = sum of count * n.
+        spread: estimate of sum_j Var(S_j) from collapsed strata; None takes the spread over all
+            groups.
 
     Returns:
         mean: float64 [D], (1/K) sum_j S_j.
@@ -110,6 +190,8 @@ def estimate_from_moments(by_size: Mapping[int, Moments], draws: int) -> tuple[t
     groups = sum(m.count for m in by_size.values())
     if groups < 2:
         return mean, math.nan
+    if spread is not None:
+        return mean, spread / draws**2
     variance = 0.0
     weights = _group_weights({size: m.count for size, m in by_size.items()}, draws)
     for size, moments in by_size.items():

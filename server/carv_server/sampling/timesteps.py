@@ -25,7 +25,9 @@ class TimestepSampler(Enum):
     NESTED = "nested"
 
 
-def place_points(sampler: TimestepSampler, renders: int, draws: int, seed: int) -> Float64Array:
+def place_points(
+    sampler: TimestepSampler, renders: int, draws: int, seed: int, stream: int = 0
+) -> Float64Array:
     """Points u_rk, float64 [R, K] in [0, 1); within a render they rise with k, but for ``iid``.
 
     - ``iid``: independent uniforms.
@@ -36,29 +38,31 @@ def place_points(sampler: TimestepSampler, renders: int, draws: int, seed: int) 
       K = 1 is ``global``.
 
     A pure function of its arguments: xi and the permutations come from Philox under the
-    request's seed, so they do not depend on a library's version.
+    request's seed, so they do not depend on a library's version. Streams of one seed are
+    independent of each other.
     """
-    xi = _uniforms(seed, DOMAIN_JITTER, renders, draws)
+    xi = _uniforms(seed, DOMAIN_JITTER, renders, draws, stream)
     match sampler:
         case TimestepSampler.IID:
             points = xi
         case TimestepSampler.STRATIFIED:
             points = (np.arange(draws) + xi) / draws
         case TimestepSampler.GLOBAL:
-            keys = _uniforms(seed, DOMAIN_PERMUTATION, renders, draws)
+            keys = _uniforms(seed, DOMAIN_PERMUTATION, renders, draws, stream)
             stratum = np.argsort(keys, axis=None, kind="stable").reshape(renders, draws)
             points = np.sort((stratum + xi) / (renders * draws), axis=1)
         case TimestepSampler.NESTED:
-            keys = _uniforms(seed, DOMAIN_PERMUTATION, renders, draws)
+            keys = _uniforms(seed, DOMAIN_PERMUTATION, renders, draws, stream)
             inner = np.argsort(keys, axis=0, kind="stable")
             points = (np.arange(draws) + (inner + xi) / renders) / draws
     # (k + xi) / K can round up to 1 at the top stratum.
     return np.minimum(points, np.nextafter(1.0, 0.0))
 
 
-def _uniforms(seed: int, domain: int, renders: int, draws: int) -> Float64Array:
-    """53-bit uniforms, float64 [R, K], from counters (0, k, r, domain)."""
+def _uniforms(seed: int, domain: int, renders: int, draws: int, stream: int) -> Float64Array:
+    """53-bit uniforms, float64 [R, K], from counters (stream, k, r, domain)."""
     counters = np.zeros((renders, draws, 4), dtype=np.uint64)
+    counters[..., 0] = stream
     counters[..., 1] = np.arange(draws)
     counters[..., 2] = np.arange(renders)[:, None]
     counters[..., 3] = domain

@@ -2,65 +2,115 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from carv.v1 import sampling_pb2 as pb
 from carv.v1 import tensor_pb2
 from carv_server.request import DrawSpec, RequestLimits
+from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.plan import (
-    DEFAULT_SAMPLING,
+    ControlVariate,
     DrawPlan,
     NoiseCoupling,
     Sampling,
     explicit_plan,
 )
-from carv_server.sampling.proposals import Proposal
+from carv_server.sampling.proposals import Proposal, weight_table
 from carv_server.sampling.timesteps import TimestepSampler
 from carv_server.validation.checks import Violations, draw_array
 
-__all__ = ["COUPLINGS", "PROPOSALS", "SAMPLERS", "check_explicit_draws", "check_sampling"]
+__all__ = [
+    "CONTROL_VARIATES",
+    "COUPLINGS",
+    "PROPOSALS",
+    "SAMPLERS",
+    "check_choices",
+    "check_explicit_draws",
+    "check_sampling",
+    "check_weighting",
+]
 
 SAMPLERS = {
-    pb.TIMESTEP_SAMPLER_UNSPECIFIED: DEFAULT_SAMPLING.sampler,
+    pb.TIMESTEP_SAMPLER_UNSPECIFIED: None,
     pb.TIMESTEP_SAMPLER_IID: TimestepSampler.IID,
     pb.TIMESTEP_SAMPLER_STRATIFIED: TimestepSampler.STRATIFIED,
     pb.TIMESTEP_SAMPLER_GLOBAL: TimestepSampler.GLOBAL,
     pb.TIMESTEP_SAMPLER_NESTED: TimestepSampler.NESTED,
 }
 PROPOSALS = {
-    pb.PROPOSAL_UNSPECIFIED: DEFAULT_SAMPLING.proposal,
+    pb.PROPOSAL_UNSPECIFIED: None,
     pb.PROPOSAL_PRIOR: Proposal.PRIOR,
     pb.PROPOSAL_WEIGHT: Proposal.WEIGHT,
+    pb.PROPOSAL_ADAPTIVE: Proposal.ADAPTIVE,
 }
 COUPLINGS = {
-    pb.NOISE_COUPLING_UNSPECIFIED: DEFAULT_SAMPLING.coupling,
+    pb.NOISE_COUPLING_UNSPECIFIED: None,
     pb.NOISE_COUPLING_IID: NoiseCoupling.IID,
     pb.NOISE_COUPLING_ANTITHETIC: NoiseCoupling.ANTITHETIC,
+}
+CONTROL_VARIATES = {
+    pb.CONTROL_VARIATE_UNSPECIFIED: None,
+    pb.CONTROL_VARIATE_NONE: ControlVariate.NONE,
+    pb.CONTROL_VARIATE_NOISE: ControlVariate.NOISE,
 }
 _MAX_NOISE_INDEX = 2**32 - 1
 
 
 def check_sampling(
-    message: pb.Sampling, limits: RequestLimits, violations: Violations
+    message: pb.Sampling,
+    limits: RequestLimits,
+    violations: Violations,
+    *,
+    half_estimates: bool = False,
 ) -> DrawSpec | None:
     """Known enum values and 1 <= K <= max_draws, or None with violations."""
-    sampler = SAMPLERS.get(message.timestep_sampler)
-    proposal = PROPOSALS.get(message.proposal)
-    coupling = COUPLINGS.get(message.noise_coupling)
-    for field, found, value, enum in (
-        ("timestep_sampler", sampler, message.timestep_sampler, pb.TimestepSampler),
-        ("proposal", proposal, message.proposal, pb.Proposal),
-        ("noise_coupling", coupling, message.noise_coupling, pb.NoiseCoupling),
-    ):
-        if found is None:
-            known = ", ".join(enum.keys()[1:])
-            violations.add(f"sampling.{field}", f"unknown value {value}; known: {known}")
+    sampling, history = check_choices(message, limits, violations)
     if not 1 <= message.draws <= limits.max_draws:
         violations.add("sampling.draws", f"{message.draws}; must be in 1 .. {limits.max_draws}")
         return None
-    if sampler is None or proposal is None or coupling is None:
+    if half_estimates and message.draws % 2:
+        violations.add(
+            "sampling.draws", f"{message.draws}; must be even where half-estimates are returned"
+        )
         return None
-    return DrawSpec(Sampling(sampler, proposal, coupling), message.draws)
+    if sampling is None:
+        return None
+    return DrawSpec(sampling, message.draws, history, half_estimates)
+
+
+def check_choices(
+    message: pb.Sampling, limits: RequestLimits, violations: Violations
+) -> tuple[Sampling | None, str]:
+    """Everything about sampling but K, and the history's label; None with violations."""
+    choices: list[Any] = []
+    known_values = True
+    for field, table, enum in (
+        ("timestep_sampler", SAMPLERS, pb.TimestepSampler),
+        ("proposal", PROPOSALS, pb.Proposal),
+        ("noise_coupling", COUPLINGS, pb.NoiseCoupling),
+        ("control_variate", CONTROL_VARIATES, pb.ControlVariate),
+    ):
+        value = getattr(message, field)
+        if value not in table:
+            known = ", ".join(enum.keys()[1:])
+            violations.add(f"sampling.{field}", f"unknown value {value}; known: {known}")
+            known_values = False
+        choices.append(table.get(value))
+    if len(message.history) > limits.max_history_characters:
+        violations.add(
+            "sampling.history",
+            f"{len(message.history)} characters; the limit is {limits.max_history_characters}",
+        )
+        known_values = False
+    return (Sampling(*choices) if known_values else None), message.history
+
+
+def check_weighting(sampling: Sampling, objective: ObjectiveTables, violations: Violations) -> None:
+    """The weight proposal, asked for by name, needs a weight."""
+    if sampling.proposal is Proposal.WEIGHT and weight_table(objective) is None:
+        violations.add("objective.weighting", "the weighting is zero wherever the prior is not")
 
 
 def check_explicit_draws(

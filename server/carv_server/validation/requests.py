@@ -12,16 +12,15 @@ from carv_server.errors import RequestError, handles_gone
 from carv_server.replicas.protocol import Branch, Conditioning
 from carv_server.request import DrawSpec, EstimateRequest, PredictRequest, RequestLimits
 from carv_server.sampling.plan import DrawPlan
-from carv_server.sampling.proposals import proposal_table
 from carv_server.teachers.protocol import TeacherDescription
 from carv_server.validation.checks import FLOAT32_MAX, Float32Array, Violations, check_latents
-from carv_server.validation.draws import check_explicit_draws, check_sampling
+from carv_server.validation.draws import check_explicit_draws, check_sampling, check_weighting
 from carv_server.validation.objective import check_objective
 
 __all__ = ["RequestContext", "check_estimate", "check_predict"]
 
 _FLOAT32_BYTES = 4
-_DRAW_TABLE_BYTES = 8 + 8 + 4 + 4
+_DRAW_TABLE_BYTES = 8 + 8 + 4 + 4 + 4 + 4
 _REPLY_OVERHEAD_BYTES = 64 * 1024
 
 
@@ -96,11 +95,18 @@ def check_estimate(message: pb.EstimateGradientRequest, context: RequestContext)
     draws: DrawSpec | DrawPlan | None = None
     match message.WhichOneof("draws"):
         case "sampling":
-            draws = check_sampling(message.sampling, limits, violations)
+            draws = check_sampling(
+                message.sampling,
+                limits,
+                violations,
+                half_estimates=message.return_half_estimates,
+            )
         case "explicit_draws":
             draws = check_explicit_draws(
                 message.explicit_draws, renders, timesteps, limits, violations
             )
+            if message.return_half_estimates:
+                violations.add("return_half_estimates", "explicit draws have no halves")
         case _:
             violations.add("draws", "set sampling or explicit_draws")
     reference = _reference(message, latents, context, violations)
@@ -122,10 +128,7 @@ def check_estimate(message: pb.EstimateGradientRequest, context: RequestContext)
         field = f"{message.WhichOneof('draws')}"
         _check_evaluations(len(latents) * draws.draws * len(branches), field, limits, violations)
     if objective is not None and isinstance(draws, DrawSpec):
-        try:
-            proposal_table(draws.sampling.proposal, objective)
-        except ValueError as error:
-            violations.add("objective.weighting", str(error))
+        check_weighting(draws.sampling, objective, violations)
     if objective is not None and isinstance(draws, DrawPlan):
         used = objective.weighting[draws.timesteps]
         if not abs(used).max() < float("inf"):
@@ -136,7 +139,8 @@ def check_estimate(message: pb.EstimateGradientRequest, context: RequestContext)
             )
     violations.raise_if_any()
     assert latents is not None and objective is not None and draws is not None
-    reply = latents.size * _FLOAT32_BYTES
+    gradients = 3 if message.return_half_estimates else 1
+    reply = gradients * latents.size * _FLOAT32_BYTES
     if message.return_draws:
         reply += len(latents) * draws.draws * _DRAW_TABLE_BYTES
     _check_reply(reply, context)

@@ -1,0 +1,131 @@
+"""What past requests' draws taught, by objective and run; the adaptive proposal's memory.
+
+An estimate is unbiased as long as its proposal is fixed before its own draws. Two rules keep
+that so:
+
+- a request is planned on what was recorded before it, and its draws are recorded when it is
+  answered;
+- a seed names its draws, so that a request that repeats a seed repeats draws that are in the
+  record by now. It gets the record that the seed's first request was planned on: the same
+  request with the same seed then also has the same draws.
+
+The second rule holds for the last ``remembered_seeds`` seeds of a history; a client that reuses
+seeds over longer spans should name a fixed proposal. Every front keeps histories of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from carv_server.sampling.objective import ObjectiveTables
+from carv_server.sampling.past import (
+    DrawStatistics,
+    Past,
+    empty_statistics,
+    past_on_grid,
+    record_draws,
+)
+from carv_server.sampling.schedule import Schedule
+
+__all__ = ["DrawHistories", "HistoryConfig", "HistoryKey", "history_key"]
+
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class HistoryConfig:
+    """Bounds of what is remembered of one teacher's draws.
+
+    Attributes:
+        memory_draws: draws after which an older draw counts 1/e.
+        max_histories: histories kept; the least recently used goes first.
+        remembered_seeds: seeds of each history whose record is kept for repeats. A history
+            takes at most about 1 KiB a seed.
+    """
+
+    memory_draws: float = 512.0
+    max_histories: int = 256
+    remembered_seeds: int = 128
+
+
+@dataclass(frozen=True)
+class HistoryKey:
+    """Whose past: a tenant's, for one residual h, under the client's label.
+
+    Attributes:
+        residual: SHA-256 over the coefficients a_j(t) and d(t). Weighting and prior are not part
+            of h; conditionings are left out, since a run changes them with every view.
+    """
+
+    tenant: str
+    residual: bytes
+    label: str
+
+
+def history_key(
+    objective: ObjectiveTables, use_reference: Sequence[bool], label: str, tenant: str = ""
+) -> HistoryKey:
+    """The key of an objective's history.
+
+    Args:
+        use_reference: for each branch, whether it is evaluated at the reference latents.
+    """
+    content = hashlib.sha256(np.ascontiguousarray(objective.branch_coefficients).tobytes())
+    content.update(objective.noise_coefficient.tobytes())
+    content.update(bytes(use_reference))
+    return HistoryKey(tenant, content.digest(), label)
+
+
+@dataclass
+class _Entry:
+    statistics: DrawStatistics
+    seeds: OrderedDict[int, DrawStatistics]
+
+
+class DrawHistories:
+    """Histories of one teacher. Lives on one event loop."""
+
+    def __init__(self, schedule: Schedule, config: HistoryConfig) -> None:
+        self._schedule = schedule
+        self._config = config
+        self._entries: OrderedDict[HistoryKey, _Entry] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def recall(self, key: HistoryKey, seed: int) -> Past | None:
+        """What a request with this seed may be planned on; None where there is no past."""
+        entry = self._entry(key)
+        if seed not in entry.seeds:
+            entry.seeds[seed] = entry.statistics
+            if len(entry.seeds) > self._config.remembered_seeds:
+                entry.seeds.popitem(last=False)
+        return past_on_grid(entry.seeds[seed], self._schedule)
+
+    def record(self, key: HistoryKey, timesteps: Int64Array, residuals: Float64Array) -> None:
+        """Add the draws of an answered request.
+
+        Args:
+            timesteps: int64 [n].
+            residuals: float64 [n, 3]: ||h||^2, <h, eps> and ||eps||^2 of each draw.
+        """
+        entry = self._entry(key)
+        entry.statistics = record_draws(
+            entry.statistics, self._schedule, timesteps, residuals, self._config.memory_draws
+        )
+
+    def _entry(self, key: HistoryKey) -> _Entry:
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = _Entry(empty_statistics(), OrderedDict())
+            if len(self._entries) > self._config.max_histories:
+                self._entries.popitem(last=False)
+        self._entries.move_to_end(key)
+        return entry

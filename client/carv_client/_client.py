@@ -29,6 +29,7 @@ from carv_client._types import (
     Branch,
     Conditioning,
     Conditionings,
+    ControlVariate,
     Coupling,
     Estimate,
     Guidance,
@@ -209,6 +210,8 @@ class AsyncTeacherClient:
         sampler: Sampler | None = None,
         proposal: Proposal | None = None,
         coupling: Coupling | None = None,
+        control_variate: ControlVariate | None = None,
+        history: str = "",
         branches: Sequence[Branch] | None = None,
         noise_coefficient: npt.ArrayLike = -1.0,
         reference_latents: npt.ArrayLike | None = None,
@@ -218,6 +221,7 @@ class AsyncTeacherClient:
         importance_weights: npt.ArrayLike | None = None,
         wire_dtype: WireDtype | None = None,
         return_draws: bool = False,
+        return_half_estimates: bool = False,
         timeout: float | None = None,
     ) -> Estimate:
         """Estimate the teacher's gradient at R renders from K draws of each.
@@ -248,20 +252,30 @@ class AsyncTeacherClient:
             draws: K, at least 1; left aside with explicit ``timesteps``.
             sampler: how the points of the inverse CDF are placed: "iid"; "stratified" within
                 each render; "global" over all draws; "nested" both. None: the server's choice.
-            proposal: law that t is drawn from, "prior" p or "weight" ∝ p·|w|; draws carry p/q.
+            proposal: law that t is drawn from, "prior" p, "weight" ∝ p·|w|, or "adaptive" ∝ p
+                times the root of a second moment learned from past draws; draws carry p/q.
             coupling: "iid", or "antithetic": draws in adjacent strata share ε, signs opposite.
+            control_variate: "none", or "noise": c(t)·ε of mean zero is added to every draw, c
+                fitted on past draws.
+            history: label of the run whose past draws the adaptive proposal and the control
+                variate learn from; at most 64 characters. Requests of the same teacher and
+                objective with the same label share their past.
             seed: 0 ≤ seed < 2^64; the same seed gives the same draws on any server. None: the
                 server picks one and says which.
             timesteps: explicit draws on the teacher's grid, integers [R, K], or [K] for every
-                render. ``sampler``, ``proposal``, ``coupling`` do not apply then, and the
-                estimate is the weighted mean over these draws, biased or not.
+                render. ``sampler``, ``proposal``, ``coupling``, ``control_variate`` and
+                ``history`` do not apply then, and the estimate is the weighted mean over these
+                draws, biased or not.
             noise_indices: integers like ``timesteps``, by default 0 .. K−1; draw k of render r
                 uses ``signs · draw_noise(seed, r, index)``.
             signs: +1 or −1, by default +1.
             importance_weights: by default 1.
 
             wire_dtype: what latents travel as, by default their own dtype.
-            return_draws: also return the timesteps, noise indices, signs and weights used.
+            return_draws: also return the timesteps, noise indices, signs, weights and norms.
+            return_half_estimates: make the estimate as the mean of two independent ones from
+                K/2 draws each, K even, and return both. Strata are half as many then, so the
+                gradient is a little noisier than without.
 
         Raises:
             InvalidRequestError: with every field that breaks the contract.
@@ -292,10 +306,15 @@ class AsyncTeacherClient:
                 wire_dtype,
             ),
             return_draws=return_draws,
+            return_half_estimates=return_half_estimates,
         )
         if timesteps is not None:
-            if any(choice is not None for choice in (sampler, proposal, coupling)):
-                raise invalid("timesteps", "explicit draws take no sampler, proposal or coupling")
+            choices = (sampler, proposal, coupling, control_variate, history or None)
+            if any(choice is not None for choice in choices):
+                raise invalid(
+                    "timesteps",
+                    "explicit draws take no sampler, proposal, coupling, control_variate, history",
+                )
             renders = _requests.render_count(encoded)
             request.explicit_draws.CopyFrom(
                 _requests.explicit_draws(
@@ -305,7 +324,9 @@ class AsyncTeacherClient:
         elif any(table is not None for table in (noise_indices, signs, importance_weights)):
             raise invalid("timesteps", "explicit draws need timesteps")
         else:
-            request.sampling.CopyFrom(_requests.sampling(draws, sampler, proposal, coupling))
+            request.sampling.CopyFrom(
+                _requests.sampling(draws, sampler, proposal, coupling, control_variate, history)
+            )
         _set_seed(request, seed)
 
         def fill() -> None:

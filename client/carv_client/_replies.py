@@ -118,8 +118,24 @@ def estimate(message: teacher_service_pb2.EstimateGradientResponse) -> Estimate:
                 noise_indices=_array(table.noise_indices),
                 signs=_array(table.signs),
                 importance_weights=_array(table.importance_weights),
+                norms=_array(table.norms) if table.HasField("norms") else None,
+                control_coefficients=(
+                    _array(table.control_coefficients)
+                    if table.HasField("control_coefficients")
+                    else None
+                ),
             )
             if message.HasField("draw_table")
+            else None
+        ),
+        half_estimates=(
+            _array(message.half_estimates) if message.HasField("half_estimates") else None
+        ),
+        past_draws=diagnostics.past_draws,
+        history=used.history if drawn else None,
+        control_variate=(
+            _name(sampling_pb2.ControlVariate, "CONTROL_VARIATE_", used.control_variate)
+            if drawn
             else None
         ),
     )

@@ -116,7 +116,12 @@ def objective(
 
 
 def sampling(
-    draws: int, sampler: str | None, proposal: str | None, coupling: str | None
+    draws: int,
+    sampler: str | None,
+    proposal: str | None,
+    coupling: str | None,
+    control_variate: str | None = None,
+    history: str = "",
 ) -> sampling_pb2.Sampling:
     """How the server draws; None leaves a choice to it."""
     pb = sampling_pb2
@@ -127,6 +132,10 @@ def sampling(
         timestep_sampler=_enum("sampler", pb.TimestepSampler, "TIMESTEP_SAMPLER_", sampler),
         proposal=_enum("proposal", pb.Proposal, "PROPOSAL_", proposal),
         noise_coupling=_enum("coupling", pb.NoiseCoupling, "NOISE_COUPLING_", coupling),
+        control_variate=_enum(
+            "control_variate", pb.ControlVariate, "CONTROL_VARIATE_", control_variate
+        ),
+        history=history,
     )
 
 

@@ -17,7 +17,9 @@ __all__ = [
     "Conditioning",
     "ConditioningTensor",
     "Conditionings",
+    "ControlVariate",
     "Coupling",
+    "DrawArguments",
     "DrawTable",
     "Estimate",
     "EstimateOptions",
@@ -37,10 +39,12 @@ Int64Array = npt.NDArray[np.int64]
 
 Sampler = Literal["iid", "stratified", "global", "nested"]
 """Where the timesteps of the draws are placed."""
-Proposal = Literal["prior", "weight"]
+Proposal = Literal["prior", "weight", "adaptive"]
 """The law that timesteps are drawn from."""
 Coupling = Literal["iid", "antithetic"]
 """How the noises of a render's draws hang together."""
+ControlVariate = Literal["none", "noise"]
+"""The term of mean zero that is added to every draw."""
 Guidance = Literal["standard", "text_anchored"]
 """Convention of the guidance scale."""
 NamedWeighting = Literal["sds", "uniform", "fantasia3d", "dreamfusion_sqrt", "x0", "score"]
@@ -154,16 +158,41 @@ class Teacher:
         return len(self.alpha)
 
 
+class DrawArguments(TypedDict):
+    """The keyword arguments of ``estimate_gradient`` that make up explicit draws, each [R, K]."""
+
+    timesteps: Int64Array
+    noise_indices: Int64Array
+    signs: Float32Array
+    importance_weights: Float32Array
+
+
 @dataclass(frozen=True, eq=False)
 class DrawTable:
-    """The draws behind an estimate, each [R, K]. ``**vars(table)`` with the reply's seed sends
-    the same draws again."""
+    """The draws behind an estimate, each [R, K]. ``**table.arguments`` with the reply's seed
+    sends the same draws again."""
 
     timesteps: Int64Array
     noise_indices: Int64Array
     signs: Float32Array
     importance_weights: Float32Array
     """p/q of each draw."""
+    norms: Float32Array | None = None
+    """‖f‖ of each draw, the weighting included; importance weight and control variate left out.
+    None from a server that does not report it."""
+    control_coefficients: Float32Array | None = None
+    """c(t) of the control variate at each draw; None where none was used. The objective's noise
+    coefficient was d(t) + c(t) then, which a replay of the draws leaves at d(t)."""
+
+    @property
+    def arguments(self) -> DrawArguments:
+        """Keyword arguments of ``estimate_gradient`` for these draws."""
+        return DrawArguments(
+            timesteps=self.timesteps,
+            noise_indices=self.noise_indices,
+            signs=self.signs,
+            importance_weights=self.importance_weights,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +228,17 @@ class Estimate:
     """From decoding the request to encoding the reply, on the server."""
     draws: DrawTable | None = field(repr=False)
     """With ``return_draws=True``."""
+    half_estimates: Float32Array | None = field(repr=False, default=None)
+    """With ``return_half_estimates=True``: [2, R, *event_shape], two independent estimates from
+    K/2 draws each, whose mean is ``gradient``. ‖J^T (g_A − g_B)‖²/4 is unbiased for the variance
+    of J^T ``gradient`` over the draws, for any linear map J^T."""
+    past_draws: float = 0.0
+    """Draws of past requests, discounted by age, that the proposal and the control variate rest
+    on; 0 where neither was learned."""
+    history: str | None = None
+    """Label of the past that was learned from; None where the draws were the client's own."""
+    control_variate: str | None = None
+    """Control variate used; None where the draws were the client's own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,6 +272,8 @@ class EstimateOptions(TypedDict, total=False):
     sampler: Sampler | None
     proposal: Proposal | None
     coupling: Coupling | None
+    control_variate: ControlVariate | None
+    history: str
     branches: Sequence[Branch] | None
     noise_coefficient: npt.ArrayLike
     reference_latents: npt.ArrayLike | None
@@ -241,6 +283,7 @@ class EstimateOptions(TypedDict, total=False):
     importance_weights: npt.ArrayLike | None
     wire_dtype: WireDtype | None
     return_draws: bool
+    return_half_estimates: bool
     timeout: float | None
 
 

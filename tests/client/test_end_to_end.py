@@ -113,7 +113,7 @@ def test_an_estimate_is_the_formula_at_its_own_draws(
     np.testing.assert_allclose(estimate.gradient, expected, rtol=1e-4, atol=1e-5)
     assert (estimate.draws_spent, estimate.evaluations_spent) == (10, 10)
     replayed = client.estimate_gradient(
-        LATENTS, branches=branches, seed=estimate.seed, **vars(table)
+        LATENTS, branches=branches, seed=estimate.seed, **table.arguments
     )
     np.testing.assert_allclose(replayed.gradient, estimate.gradient, rtol=1e-5, atol=1e-6)
     assert (replayed.sampler, replayed.proposal, replayed.coupling) == (None, None, None)

@@ -13,7 +13,7 @@ from carv.v1 import conditioning_pb2, objective_pb2, sampling_pb2
 from carv.v1 import teacher_service_pb2 as pb
 from carv_client import Branch, Conditioning, InvalidRequestError, TeacherClient, guidance_branches
 from carv_client._requests import enum_names
-from carv_client._types import Coupling, NamedWeighting, Proposal, Sampler
+from carv_client._types import ControlVariate, Coupling, NamedWeighting, Proposal, Sampler
 from tests.client.scripted_server import Answer, ScriptedServer
 
 C = Conditioning(handle="c", teacher="mixture", label="c")
@@ -103,9 +103,12 @@ def test_everything_said_arrives(client: TeacherClient, server: ScriptedServer) 
         sampler="global",
         proposal="weight",
         coupling="antithetic",
+        control_variate="noise",
+        history="run 7",
         noise_coefficient=-table,
         reference_latents=LATENTS + 1,
         return_draws=True,
+        return_half_estimates=True,
     )
     request = sent(server)
     first, second = request.objective.branches
@@ -121,9 +124,12 @@ def test_everything_said_arrives(client: TeacherClient, server: ScriptedServer) 
         timestep_sampler=sampling_pb2.TIMESTEP_SAMPLER_GLOBAL,
         proposal=sampling_pb2.PROPOSAL_WEIGHT,
         noise_coupling=sampling_pb2.NOISE_COUPLING_ANTITHETIC,
+        control_variate=sampling_pb2.CONTROL_VARIATE_NOISE,
+        history="run 7",
         draws=3,
     )
-    assert (request.seed, request.return_draws) == (2**64 - 1, True)
+    assert request.seed == 2**64 - 1
+    assert (request.return_draws, request.return_half_estimates) == (True, True)
 
 
 def test_seed_zero_is_not_no_seed(client: TeacherClient, server: ScriptedServer) -> None:
@@ -200,6 +206,8 @@ def test_predict_noise(client: TeacherClient, server: ScriptedServer) -> None:
         ({"draws": 2**31}, "sampling"),
         ({"signs": [1]}, "timesteps"),
         ({"timesteps": [1], "sampler": "iid"}, "timesteps"),
+        ({"timesteps": [1], "control_variate": "none"}, "timesteps"),
+        ({"timesteps": [1], "history": "run 7"}, "timesteps"),
         ({"branches": [Branch(C)]}, "branches"),
         ({"teacher": "other"}, "teacher"),
         ({"wire_dtype": "int8"}, "latents"),
@@ -228,6 +236,8 @@ def test_a_conditioning_takes_exactly_one_source(
 def test_names_that_keywords_take_are_those_of_the_contract() -> None:
     assert [*get_args(Sampler)] == enum_names(sampling_pb2.TimestepSampler, "TIMESTEP_SAMPLER_")
     assert [*get_args(Proposal)] == enum_names(sampling_pb2.Proposal, "PROPOSAL_")
+    controls = enum_names(sampling_pb2.ControlVariate, "CONTROL_VARIATE_")
+    assert [*get_args(ControlVariate)] == controls
     assert [*get_args(Coupling)] == enum_names(sampling_pb2.NoiseCoupling, "NOISE_COUPLING_")
     weightings = enum_names(objective_pb2.NamedWeighting, "NAMED_WEIGHTING_")
     assert [*get_args(NamedWeighting)] == weightings

@@ -145,7 +145,7 @@ def test_the_servers_draws_sent_back_give_the_same_estimate(client: TeacherClien
     x = latents(4, 6)
     drawn = client.estimate_gradient(x, conditioning, draws=7, seed=SEED, return_draws=True)
     assert drawn.draws is not None
-    again = client.estimate_gradient(x, conditioning, seed=SEED, **vars(drawn.draws))
+    again = client.estimate_gradient(x, conditioning, seed=SEED, **drawn.draws.arguments)
     assert relative_error(again.gradient, drawn.gradient) < TOLERANCE
 
 

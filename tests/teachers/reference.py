@@ -24,8 +24,17 @@ from diffusers import (
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from carv.noise import draw_noise
+from carv_client import Estimate
 
-__all__ = ["WEIGHTINGS", "Draws", "ReferenceTeacher", "Term", "assert_parity", "gradient"]
+__all__ = [
+    "WEIGHTINGS",
+    "Draws",
+    "ReferenceTeacher",
+    "Term",
+    "assert_parity",
+    "draws_of",
+    "gradient",
+]
 
 TOLERANCE = 1e-5  # relative, by norm, in float32
 
@@ -52,6 +61,12 @@ class Draws:
     noise_indices: Array
     signs: Array
     importance_weights: Array
+
+
+def draws_of(estimate: Estimate) -> Draws:
+    """The draws behind an estimate that was asked for with ``return_draws``."""
+    assert estimate.draws is not None
+    return Draws(**estimate.draws.arguments)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 
 from carv_client import InvalidRequestError, TeacherClient
 from tests.teachers.folders import CLASSES
-from tests.teachers.reference import Draws, ReferenceTeacher, Term, assert_parity, gradient
+from tests.teachers.reference import ReferenceTeacher, Term, assert_parity, draws_of, gradient
 
 SEED = 97
 
@@ -32,7 +32,7 @@ def test_unconditional(
         teacher,
         x,
         [Term(1.0, [None] * 2)],
-        Draws(**vars(estimate.draws)),
+        draws_of(estimate),
         seed=SEED,
         weighting=1 - teacher.alpha_bar,
     )
@@ -62,7 +62,7 @@ def test_guidance_by_null_class(client: TeacherClient, reference: Reference, gui
             Term(1 + scale if anchored else scale, labels),
             Term(-scale if anchored else 1 - scale, [CLASSES] * 3),
         ],
-        Draws(**vars(estimate.draws)),
+        draws_of(estimate),
         seed=SEED,
         weighting=np.sqrt(abar) * (1 - abar),
     )
@@ -82,7 +82,7 @@ def test_classes_without_null_class(client: TeacherClient, reference: Reference)
         teacher,
         x,
         [Term(1.0, [2, 2])],
-        Draws(**vars(estimate.draws)),
+        draws_of(estimate),
         seed=SEED,
         weighting=1 - teacher.alpha_bar,
     )

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from carv_client import Branch, Estimate, TeacherClient
+from carv_client import Branch, TeacherClient
 from tests.teachers.reference import (
     WEIGHTINGS,
     Draws,
     ReferenceTeacher,
     Term,
     assert_parity,
+    draws_of,
     gradient,
 )
 
@@ -28,11 +29,6 @@ Reference = Callable[[str], ReferenceTeacher]
 def latents(renders: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return rng.normal(size=(renders, *EVENT_SHAPE)).astype(np.float32)
-
-
-def draws_of(estimate: Estimate) -> Draws:
-    assert estimate.draws is not None
-    return Draws(**vars(estimate.draws))
 
 
 @pytest.mark.parametrize("guidance", ["standard", "text_anchored"])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,9 @@ from carv_server.sampling.objective import (
     prior_on_range,
     weighting_values,
 )
-from carv_server.sampling.plan import DrawPlan, Sampling, plan_at_points
+from carv_server.sampling.past import Past, empty_statistics, past_on_grid, record_draws
+from carv_server.sampling.plan import DrawPlan, NoiseCoupling, Sampling, plan_at_points, resolve
+from carv_server.sampling.proposals import Proposal
 from carv_server.sampling.timesteps import TimestepSampler, place_points
 from carv_server.teachers.analytic import AnalyticTeacher
 from tests.support.oracle import EVENT_SHAPE, oracle_mixture, oracle_schedule
@@ -33,6 +35,7 @@ __all__ = [
     "broken_sign",
     "largest_z",
     "table_weighting",
+    "tilted_control",
 ]
 
 Float64Array = npt.NDArray[np.float64]
@@ -40,6 +43,7 @@ Mutation = Callable[[Work], Work]
 
 _CONDITIONAL, _NEGATIVE = 1, 2
 _GUIDANCE = 3.0
+_PAST_SEEDS = range(9_000_000, 9_000_064)  # of no test's own draws
 
 
 def table_weighting() -> Float64Array:
@@ -89,6 +93,26 @@ class Oracle:
             for label in (_CONDITIONAL, _NEGATIVE)
         ]
 
+    @cached_property
+    def past(self) -> Past:
+        """What 64 requests of 8 plain draws for each render taught."""
+        plain = Sampling(TimestepSampler.IID, Proposal.PRIOR, NoiseCoupling.IID)
+        work, _ = self._work(plain, 8, _PAST_SEEDS, None)
+        (result,) = evaluate(self._teacher, [work])
+        assert result.residuals is not None
+        past = past_on_grid(
+            record_draws(
+                empty_statistics(),
+                oracle_schedule(),
+                work.timesteps.numpy(),
+                result.residuals.numpy(),
+                memory=1e6,
+            ),
+            oracle_schedule(),
+        )
+        assert past is not None
+        return past
+
     def closed_form(self) -> Float64Array:
         """g_r = sum_t p(t) w(t) sum_j a_j(t) E_eps[eps_hat_j], float64 [R, D]; d eps has mean 0."""
         schedule, objective = oracle_schedule(), self.objective
@@ -117,14 +141,19 @@ class Oracle:
         The seeds' plans become one work over all their renders: one large reduction in place
         of many small ones. The noise of different renders is independent.
         """
-        renders = len(self.latents)
-        plan = plan_at_points(
-            sampling, self.objective, _points(sampling.sampler, renders, draws, seeds)
-        )
-        latents = np.tile(self.latents, (len(seeds), 1, 1, 1))
-        work = make_work(plan, latents, None, self._branches, self.objective, seeds[0])
+        work, plan = self._work(sampling, draws, seeds, self.past)
         works = [work, *(mutation(work) for mutation in mutations)]
-        return [_runs(result, plan, renders) for result in evaluate(self._teacher, works)]
+        results = evaluate(self._teacher, works)
+        return [_runs(result, plan, len(self.latents)) for result in results]
+
+    def _work(
+        self, sampling: Sampling, draws: int, seeds: range, past: Past | None
+    ) -> tuple[Work, DrawPlan]:
+        resolved = resolve(sampling, self.objective, past, draws)
+        points = _points(resolved.sampler, len(self.latents), draws, seeds)
+        plan = plan_at_points(resolved, self.objective, points)
+        latents = np.tile(self.latents, (len(seeds), 1, 1, 1))
+        return make_work(plan, latents, None, self._branches, self.objective, seeds[0]), plan
 
 
 @cache
@@ -133,8 +162,8 @@ def _points(sampler: TimestepSampler, renders: int, draws: int, seeds: range) ->
 
 
 def _runs(result: WorkResult, plan: DrawPlan, renders: int) -> Runs:
-    assert result.moments is not None
-    gradient, variance = reduce_moments(result.moments, plan, (plan.renders, *EVENT_SHAPE))
+    assert result.reduction is not None
+    gradient, variance = reduce_moments(result.reduction, plan, (plan.renders, *EVENT_SHAPE))
     return Runs(
         gradient.reshape(-1, renders, math.prod(EVENT_SHAPE)).astype(np.float64),
         variance.reshape(-1, renders),
@@ -151,6 +180,12 @@ def broken_sign(work: Work) -> Work:
     flipped = work.branch_coefficients.clone()
     flipped[0] *= -1.0
     return replace(work, branch_coefficients=flipped)
+
+
+def tilted_control(work: Work) -> Work:
+    """A control variate whose mean is not zero: its coefficient has the sign of its draw."""
+    tilt = 20.0 * work.signs * (work.noise_indices % 2 == 0)
+    return replace(work, control_coefficients=work.control_coefficients + tilt)
 
 
 def largest_z(gradients: Float64Array, expected: Float64Array) -> float:

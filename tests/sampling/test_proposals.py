@@ -7,10 +7,11 @@ import pytest
 
 from carv_server.sampling.objective import ObjectiveTables, prior_from_mass, prior_on_range
 from carv_server.sampling.proposals import (
-    Proposal,
+    DEFENSIVE_SHARE,
+    adaptive_table,
     importance_weights,
     inverse_cdf,
-    proposal_table,
+    weight_table,
 )
 
 
@@ -20,20 +21,43 @@ def objective(prior: list[float], weighting: list[float]) -> ObjectiveTables:
 
 
 def test_weight_is_proportional_to_prior_times_magnitude() -> None:
-    table = proposal_table(
-        Proposal.WEIGHT, objective([0.0, 0.5, 0.25, 0.25], [9.0, 1.0, -2.0, 0.0])
-    )
+    table = weight_table(objective([0.0, 0.5, 0.25, 0.25], [9.0, 1.0, -2.0, 0.0]))
+    assert table is not None
     np.testing.assert_allclose(table, [0.0, 0.5, 0.5, 0.0], atol=1e-15)
 
 
 def test_an_infinite_weight_outside_the_prior_does_not_matter() -> None:
-    table = proposal_table(Proposal.WEIGHT, objective([0.5, 0.5, 0.0], [1.0, 3.0, np.inf]))
+    table = weight_table(objective([0.5, 0.5, 0.0], [1.0, 3.0, np.inf]))
+    assert table is not None
     np.testing.assert_allclose(table, [0.25, 0.75, 0.0], atol=1e-15)
 
 
-def test_a_weighting_that_vanishes_under_the_prior_is_refused() -> None:
-    with pytest.raises(ValueError, match="zero wherever the prior is not"):
-        proposal_table(Proposal.WEIGHT, objective([1.0, 0.0], [0.0, 1.0]))
+def test_a_weighting_that_vanishes_under_the_prior_has_no_table() -> None:
+    vanishing = objective([1.0, 0.0], [0.0, 1.0])
+    assert weight_table(vanishing) is None
+    assert adaptive_table(vanishing, np.ones(2)) is None
+
+
+def test_adaptive_follows_the_integrands_norm_over_a_floor_of_the_prior() -> None:
+    prior, weighting, root = [0.2, 0.3, 0.5], [1.0, -2.0, 1.0], np.array([3.0, 1.0, 0.0])
+    table = adaptive_table(objective(prior, weighting), root)
+    assert table is not None
+    share = np.array([0.2 * 3, 0.3 * 2, 0.0]) / 1.2
+    expected = (1 - DEFENSIVE_SHARE) * share + DEFENSIVE_SHARE * np.array(prior)
+    np.testing.assert_allclose(table, expected, rtol=1e-14)
+    assert (np.array(prior) / table).max() <= 1 / DEFENSIVE_SHARE
+
+
+def test_a_flat_norm_makes_adaptive_the_weight_proposal() -> None:
+    flat = objective([0.25] * 4, [1.0, 2.0, 3.0, 0.0])
+    table, weight = adaptive_table(flat, np.full(4, 7.0)), weight_table(flat)
+    assert table is not None and weight is not None
+    np.testing.assert_allclose((table - DEFENSIVE_SHARE / 4) / (1 - DEFENSIVE_SHARE), weight)
+
+
+def test_extreme_weightings_stay_finite() -> None:
+    table = adaptive_table(objective([1e-300, 1.0], [1e38, 1e-38]), np.array([1e150, 1e-10]))
+    assert table is not None and np.isfinite(table).all() and np.isclose(table.sum(), 1.0)
 
 
 def test_inverse_cdf_gives_every_timestep_its_mass() -> None:

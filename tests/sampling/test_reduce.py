@@ -10,10 +10,10 @@ import torch
 
 from carv_server.sampling.plan import effective_sample_size
 from carv_server.sampling.reduce import (
-    Moments,
+    Reduction,
     estimate_from_moments,
-    group_moments,
-    merge_moments,
+    merge_reductions,
+    reduce_groups,
 )
 
 
@@ -29,19 +29,16 @@ def random_draws(renders: int, groups: list[int]) -> tuple[torch.Tensor, ...]:
     )
 
 
-def estimates(parts: list[dict[tuple[int, int], Moments]], render: int, draws: int):
-    sizes = {size for part in parts for (r, size) in part if r == render}
-    merged = {
-        size: merge_moments([p[render, size] for p in parts if (render, size) in p])
-        for size in sizes
-    }
-    return estimate_from_moments(merged, draws)
+def estimates(parts: list[Reduction], render: int, draws: int):
+    whole = merge_reductions(parts)
+    by_size = {size: m for (r, size), m in whole.moments.items() if r == render}
+    return estimate_from_moments(by_size, draws, whole.spreads.get(render))
 
 
 @pytest.mark.parametrize("groups", [[0, 1, 2, 3], [0, 0, 1, 1], [0, 0, 1, 1, 2, 2]])
 def test_equal_groups_give_the_sample_variance_of_their_means(groups: list[int]) -> None:
     values, renders, labels = random_draws(2, groups)
-    parts = [group_moments(values, renders, labels)]
+    parts = [reduce_groups(values, renders, labels, labels)]
     for render in range(2):
         flat = values[renders == render].flatten(1).double().numpy()
         means = flat.reshape(len(set(groups)), -1, flat.shape[1]).mean(axis=1)
@@ -51,17 +48,49 @@ def test_equal_groups_give_the_sample_variance_of_their_means(groups: list[int])
         np.testing.assert_allclose(variance, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("groups", [[0, 0, 1, 1, 2], [0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 2, 2]])
-def test_cuts_do_not_matter(groups: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("groups", "cells"),
+    [
+        ([0, 0, 1, 1, 2], [0, 0, 0, 0, 0]),
+        ([0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 2, 2]),
+        ([0, 1, 2, 3, 4], [0, 0, 1, 1, 1]),
+        ([0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2]),
+    ],
+)
+def test_cuts_between_cells_do_not_matter(groups: list[int], cells: list[int]) -> None:
     values, renders, labels = random_draws(3, groups)
-    whole = [group_moments(values, renders, labels)]
-    boundaries = [0, 2, len(groups), len(groups) + 4, len(values)]
-    cut = [group_moments(values[a:b], renders[a:b], labels[a:b]) for a, b in pairwise(boundaries)]
+    owners = torch.tensor(cells).repeat(3)
+    draws = len(groups)
+    inner = [i for i in range(1, draws) if cells[i] != cells[i - 1]]
+    boundaries = sorted({0, draws, 2 * draws, 3 * draws, *inner, *(draws + i for i in inner)})
+    whole = [reduce_groups(values, renders, labels, owners)]
+    cut = [
+        reduce_groups(values[a:b], renders[a:b], labels[a:b], owners[a:b])
+        for a, b in pairwise(boundaries)
+    ]
     for render in range(3):
-        mean, variance = estimates(whole, render, len(groups))
-        cut_mean, cut_variance = estimates(cut, render, len(groups))
+        mean, variance = estimates(whole, render, draws)
+        cut_mean, cut_variance = estimates(cut, render, draws)
         np.testing.assert_allclose(cut_mean.numpy(), mean.numpy(), rtol=1e-13)
         np.testing.assert_allclose(cut_variance, variance, rtol=1e-9)
+
+
+def test_collapsed_strata_are_the_squared_differences_of_neighbours() -> None:
+    values, renders, labels = random_draws(1, [0, 0, 1, 1, 2, 2, 3, 3])
+    cells = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    _, variance = estimates([reduce_groups(values, renders, labels, cells)], 0, 8)
+    sums = values.flatten(1).double().reshape(4, 2, -1).sum(1).numpy()
+    differences = ((sums[0::2] - sums[1::2]) ** 2).sum()
+    np.testing.assert_allclose(variance, differences / 8**2, rtol=1e-9)
+
+
+def test_three_groups_in_a_cell_count_their_sample_variance_three_times() -> None:
+    values, renders, labels = random_draws(1, [0, 1, 2])
+    _, variance = estimates(
+        [reduce_groups(values, renders, labels, torch.zeros_like(labels))], 0, 3
+    )
+    flat = values.flatten(1).double().numpy()
+    np.testing.assert_allclose(variance, 3 * flat.var(axis=0, ddof=1).sum() / 3**2, rtol=1e-9)
 
 
 def test_effective_sample_size() -> None:

@@ -204,8 +204,10 @@ def _work(timestep: int) -> Work:
         timesteps=zeros + timestep,
         noise_indices=torch.arange(4),
         groups=torch.arange(4),
+        cells=torch.arange(4),
         signs=torch.ones(4),
         scales=torch.ones(4),
         branch_coefficients=torch.ones(1, 4),
         noise_coefficients=torch.ones(4),
+        control_coefficients=torch.zeros(4),
     )

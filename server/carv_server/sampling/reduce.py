@@ -14,6 +14,7 @@ spread falls as 1/K^2 against the rest, and makes the estimate conservative.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -114,12 +115,13 @@ def _spreads(
     count, total = counts.numpy()[cell], draws.numpy()[cell]
     # Equal groups: m / (m - 1); a lone group has no spread to go by.
     weights = np.where(count > 1, count / np.maximum(count - 1.0, 1.0), math.nan)
+    # A cell of pairs and a single: groups come sorted by render and group, so by cell.
     for mixed in np.unique(cell[size * count != total]):
-        members = np.flatnonzero(cell == mixed)
-        kinds, repeats = np.unique(size[members], return_counts=True)
-        pairs = zip(kinds.tolist(), repeats.tolist(), strict=True)
-        by_size = _group_weights({int(n): int(c) for n, c in pairs}, int(total[members[0]]))
-        weights[members] = [by_size[int(n)] for n in size[members]]
+        first = int(np.searchsorted(cell, mixed))
+        members = slice(first, first + int(count[first]))
+        sizes_of_cell: list[int] = [int(n) for n in size[members]]
+        by_size = _group_weights(Counter(sizes_of_cell), int(total[first]))
+        weights[members] = [by_size[n] for n in sizes_of_cell]
     owners = renders.numpy()
     sums_by_render = np.bincount(owners, weights * squares)
     return {int(render): float(sums_by_render[render]) for render in np.unique(owners)}

@@ -108,8 +108,8 @@ def check_choices(
 
 
 def check_weighting(sampling: Sampling, objective: ObjectiveTables, violations: Violations) -> None:
-    """The weight proposal, asked for by name, needs a weight."""
-    if sampling.proposal is Proposal.WEIGHT and weight_table(objective) is None:
+    """Only the prior can propose where the integrand is zero everywhere."""
+    if sampling.proposal is not Proposal.PRIOR and weight_table(objective) is None:
         violations.add("objective.weighting", "the weighting is zero wherever the prior is not")
 
 

@@ -295,7 +295,7 @@ def reduce_moments(
     for (render, size), moments in reduction.moments.items():
         by_render[render][size] = moments
     for render, by_size in enumerate(by_render):
-        spread = reduction.spreads[render] if plan.collapsed else None
+        spread = reduction.spreads.get(render)
         mean, variance[render] = estimate_from_moments(by_size, plan.draws, spread)
         gradient[render] = mean.numpy()
     return gradient.reshape(shape), variance

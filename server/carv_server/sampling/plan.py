@@ -194,11 +194,6 @@ class DrawPlan:
     def draws(self) -> int:
         return self.timesteps.shape[1]
 
-    @property
-    def collapsed(self) -> bool:
-        """Whether the variance is that within cells, not that over all groups of a render."""
-        return not np.array_equal(self.cells, self.groups)
-
 
 def plan_draws(
     resolved: Resolved,

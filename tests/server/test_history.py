@@ -1,0 +1,162 @@
+"""The adaptive proposal's memory: a request never sees its own draws, repeats see what the first
+saw, and nothing is shared that should not be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from carv_client import TeacherClient
+from carv_server.history import DrawHistories, HistoryConfig, HistoryKey, history_key
+from carv_server.sampling.objective import ObjectiveTables, prior_on_range
+from carv_server.sampling.past import empty_statistics as empty
+from carv_server.sampling.past import past_on_grid, record_draws
+from tests.server.wire import latents
+from tests.support.oracle import oracle_schedule
+
+SCHEDULE = oracle_schedule()
+KEY = HistoryKey("", b"residual", "")
+TABLE = ("timesteps", "noise_indices", "signs", "importance_weights")
+
+
+def residuals(norm: float, count: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Draws over the whole grid whose ||h|| is ``norm`` in the first half of it and 1 beyond."""
+    timesteps = np.linspace(0, len(SCHEDULE) - 1, count).astype(np.int64)
+    squared = np.where(timesteps < len(SCHEDULE) // 2, norm**2, 1.0)
+    return timesteps, np.stack([squared, 0.25 * np.ones(count), np.ones(count)], axis=1)
+
+
+def histories(**bounds: float) -> DrawHistories:
+    return DrawHistories(SCHEDULE, HistoryConfig(**bounds))  # pyright: ignore[reportArgumentType]
+
+
+def test_moments_come_back_and_the_slope_with_them() -> None:
+    past = past_on_grid(record_draws(empty(), SCHEDULE, *residuals(3.0, 4096), 1e9), SCHEDULE)
+    assert past is not None and past.draws == 4096
+    quarter = len(SCHEDULE) // 4
+    # Away from the step, which smoothing spreads over a bin or two, and beyond rounding.
+    np.testing.assert_allclose(past.root_second_moment[quarter // 2], 3.0, rtol=0.02)
+    np.testing.assert_allclose(past.root_second_moment[-quarter], 1.0, rtol=0.05)
+    np.testing.assert_allclose(past.noise_slope, 0.25, rtol=1e-12)
+    controlled = np.sqrt(past.root_second_moment**2 - 0.25**2)
+    np.testing.assert_allclose(past.root_controlled_moment, controlled, rtol=0.02)
+
+
+def test_a_stretch_without_draws_is_taken_for_flat() -> None:
+    timesteps = np.full(500, len(SCHEDULE) - 1)
+    given = np.tile([4.0, 0.0, 1.0], (500, 1))
+    past = past_on_grid(record_draws(empty(), SCHEDULE, timesteps, given, 1e9), SCHEDULE)
+    assert past is not None
+    np.testing.assert_allclose(past.root_second_moment, 2.0, rtol=1e-12)
+
+
+def test_old_draws_fade() -> None:
+    statistics = record_draws(empty(), SCHEDULE, *residuals(9.0), 64.0)
+    for _ in range(20):
+        statistics = record_draws(statistics, SCHEDULE, *residuals(1.0), 64.0)
+    past = past_on_grid(statistics, SCHEDULE)
+    assert past is not None and past.draws < 64 / (1 - np.exp(-1)) + 1e-9
+    np.testing.assert_allclose(past.root_second_moment, 1.0, rtol=1e-6)
+
+
+def test_a_request_is_planned_on_the_past_before_it() -> None:
+    table = histories()
+    assert table.recall(KEY, seed=1) is None
+    table.record(KEY, *residuals(3.0))
+    assert table.recall(KEY, seed=1) is None, "the first request of the seed saw nothing"
+    second = table.recall(KEY, seed=2)
+    assert second is not None
+    table.record(KEY, *residuals(30.0))
+    again, fresh = table.recall(KEY, seed=2), table.recall(KEY, seed=3)
+    assert again is not None and fresh is not None
+    np.testing.assert_array_equal(again.root_second_moment, second.root_second_moment)
+    assert fresh.root_second_moment[0] > 2 * second.root_second_moment[0]
+
+
+def test_tenants_objectives_and_labels_learn_apart_but_not_weighting_and_prior() -> None:
+    n = len(SCHEDULE)
+
+    def objective(scale: float, high: float, weight: float) -> ObjectiveTables:
+        return ObjectiveTables(
+            prior_on_range(n, 0.02, high), np.full(n, weight), np.full((1, n), scale), -np.ones(n)
+        )
+
+    key = history_key(objective(7.5, 0.98, 1.0), [False], "run")
+    assert key == history_key(objective(7.5, 0.5, 2.0), [False], "run")
+    others = {
+        history_key(objective(7.5, 0.98, 1.0), [False], "other"),
+        history_key(objective(7.5, 0.98, 1.0), [True], "run"),
+        history_key(objective(3.0, 0.98, 1.0), [False], "run"),
+        history_key(objective(7.5, 0.98, 1.0), [False], "run", tenant="b"),
+    }
+    assert len(others | {key}) == 5
+
+
+def test_memory_is_bounded() -> None:
+    table = histories(max_histories=3, remembered_seeds=4)
+    for label in "abcdef":
+        for seed in range(10):
+            table.recall(HistoryKey("", b"", label), seed)
+    assert len(table) == 3
+    assert all(len(entry.seeds) == 4 for entry in table._entries.values())
+
+
+def test_through_the_server_a_request_never_sees_its_own_draws(client: TeacherClient) -> None:
+    """The proposal of a request depends on nothing that comes with or after it: asked again with
+    its seed, whatever was recorded meanwhile, it has the same draws; and a first request is
+    planned as though there had been no draws at all."""
+    conditioning = client.create_conditioning(class_id=1)
+
+    def estimate(seed: int, history: str = "own draws", renders: int = 2):
+        return client.estimate_gradient(
+            latents(renders, seed), conditioning, draws=8, seed=seed, history=history,
+            return_draws=True,
+        )  # fmt: skip
+
+    first = estimate(1)
+    assert (first.proposal, first.past_draws) == ("weight", 0.0)
+    second = estimate(2)
+    assert second.proposal == "adaptive" and second.past_draws == 16
+    for seed in range(3, 9):
+        estimate(seed)
+    for before in (first, second):
+        again = estimate(before.seed)
+        assert again.draws is not None and before.draws is not None
+        for name in TABLE:
+            np.testing.assert_array_equal(getattr(again.draws, name), getattr(before.draws, name))
+    other = estimate(2, history="another")
+    assert (other.proposal, other.past_draws) == ("weight", 0.0)
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_norms_and_half_estimates_are_those_of_the_draws(
+    client: TeacherClient, halves: bool
+) -> None:
+    """The gradient rebuilt from explicit draws, and each half from its own."""
+    conditioning, x = client.create_conditioning(class_id=1), latents(3, 5)
+    found = client.estimate_gradient(
+        x, conditioning, draws=8, seed=77, history="halves", return_draws=True,
+        return_half_estimates=halves,
+    )  # fmt: skip
+    assert found.draws is not None
+    table = {name: getattr(found.draws, name) for name in TABLE}
+    replayed = client.estimate_gradient(x, conditioning, seed=77, return_draws=True, **table)
+    np.testing.assert_allclose(replayed.gradient, found.gradient, rtol=1e-4, atol=1e-6)
+    assert replayed.draws is not None
+    np.testing.assert_allclose(replayed.draws.norms, found.draws.norms, rtol=1e-5)
+    assert (found.half_estimates is not None) == halves
+    if found.half_estimates is not None:
+        for half, columns in zip(found.half_estimates, (slice(0, 4), slice(4, 8)), strict=True):
+            own = {name: value[:, columns] for name, value in table.items()}
+            alone = client.estimate_gradient(x, conditioning, seed=77, **own)
+            np.testing.assert_allclose(half, alone.gradient, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found.half_estimates.mean(0), found.gradient, rtol=1e-6)
+        assert (
+            np.unique(table["noise_indices"][:, :4]).tolist()
+            != np.unique(table["noise_indices"][:, 4:]).tolist()
+        )
+    single = client.estimate_gradient(
+        x[:1], conditioning, seed=77, **{name: value[:1, :1] for name, value in table.items()}
+    )
+    norm = np.linalg.norm(single.gradient) / table["importance_weights"][0, 0]
+    np.testing.assert_allclose(found.draws.norms[0, 0], norm, rtol=1e-4)

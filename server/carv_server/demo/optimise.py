@@ -23,6 +23,9 @@ from carv_server.demo.settings import Method, Settings
 __all__ = ["Look", "Run", "Studio", "optimise"]
 
 
+_HISTORY_CHARACTERS = 64  # the default limit of the server
+
+
 @dataclass(frozen=True)
 class Studio:
     """What every run shares: the server, its teacher's convention and encoder, the prompt."""
@@ -108,6 +111,7 @@ def optimise(
     field = VoxelField(settings.field)
     optimiser = torch.optim.Adam(field.parameters(), lr=settings.rate(0.0), betas=settings.betas)
     meter = ComputeMeter(settings.budget)
+    history = f"{method.name}, seed {seed}: {studio.prompt}"[:_HISTORY_CHARACTERS]
     due = settings.looks()
     looks: list[Look] = []
     halfway = field
@@ -134,7 +138,8 @@ def optimise(
             )
             latents = studio.encoder(render.image[None])
             start = time.perf_counter()
-            options = method.options(settings, meter.fraction, (seed << 32) + meter.iterations)
+            request_seed = (seed << 32) + meter.iterations
+            options = method.options(settings, meter.fraction, request_seed, history)
             loss, estimate = score_distillation_with_estimate(
                 latents, studio.conditioning(view), client=studio.client, **options
             )

@@ -23,14 +23,18 @@ class Method:
     sampling: EstimateOptions = field(default_factory=EstimateOptions)
     """Sampler, proposal and noise coupling; the server's defaults where empty."""
 
-    def options(self, settings: Settings, fraction: float, seed: int) -> EstimateOptions:
-        """Keyword arguments of ``estimate_gradient`` at a fraction of the budget."""
+    def options(
+        self, settings: Settings, fraction: float, seed: int, history: str = ""
+    ) -> EstimateOptions:
+        """Keyword arguments of ``estimate_gradient`` at a fraction of the budget, of the run
+        that ``history`` names: runs do not learn from each other's draws."""
         return {
             **self.sampling,
             "draws": self.draws,
             "guidance_scale": settings.guidance_scale,
             "timestep_range": settings.timestep_range(fraction),
             "seed": seed,
+            "history": history,
         }
 
     def with_draws(self, draws: int) -> Method:

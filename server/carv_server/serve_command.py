@@ -57,6 +57,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--max-renders", _at_least(1), 256, "R, renders per request")
     add("--max-evaluations", _at_least(1), 16384, "evaluations per request")
     add("--conditioning-ttl", _at_least(1), 3600, "seconds a handle outlives its last use")
+    add(
+        "--history-draws",
+        _at_least(1),
+        512,
+        "draws after which an older draw counts 1/e in the adaptive proposal",
+    )
+    add("--max-histories", _at_least(1), 256, "histories of past draws kept for each teacher")
     add("--drain-seconds", _at_least(0), 30, "time for in-flight requests after SIGTERM")
     add(
         "--log-level",
@@ -92,6 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # torch and diffusers take seconds to import: not before the arguments are known good.
     from carv_server.conditioning import StoreConfig
     from carv_server.config import ServerConfig
+    from carv_server.history import HistoryConfig
     from carv_server.request import RequestLimits
     from carv_server.scheduler import SchedulerConfig
     from carv_server.serve import load_teachers, serve_until_signalled
@@ -112,6 +120,9 @@ def _run(arguments: argparse.Namespace) -> int:
                 max_waiting_evaluations=arguments.max_waiting_evaluations,
             ),
             store=StoreConfig(seconds_to_live=arguments.conditioning_ttl),
+            history=HistoryConfig(
+                memory_draws=arguments.history_draws, max_histories=arguments.max_histories
+            ),
             limits=RequestLimits(
                 max_draws=arguments.max_draws,
                 max_renders=arguments.max_renders,

@@ -25,6 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from carv_server.sampling.objective import ObjectiveTables
+from carv_server.sampling.plan import DrawPlan
+from carv_server.sampling.proposals import inverse_cdf
+from carv_server.sampling.timesteps import TimestepSampler, place_points
 
 __all__ = [
     "BinDraws",
@@ -32,6 +35,7 @@ __all__ = [
     "Profile",
     "TimestepBin",
     "bin_moments",
+    "plan_bin",
     "profile_from_moments",
     "timestep_bins",
 ]
@@ -40,6 +44,8 @@ Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
 _LOG_SNR_LIMIT = 12.0  # beyond it z_t is the latents or the noise, to float precision
+_FIRST_STREAM = 2048  # of ``plan_draws``: a profile shares no draw with an estimate of its seed
+_STREAM_INDICES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,31 @@ def timestep_bins(log_snr: Float64Array, prior: Float64Array, bins: int) -> list
         mean = float(prior[members] / mass @ clipped[members])
         found.append(TimestepBin(int(members[0]), int(members[-1]), mean, mass))
     return found
+
+
+def plan_bin(
+    where: TimestepBin, index: int, prior: Float64Array, renders: int, draws: int, seed: int
+) -> DrawPlan:
+    """Antithetic pairs at timesteps of one bin, independent under the prior within it.
+
+    Args:
+        index: of the bin; bins share no draw.
+        draws: of each render, even.
+    """
+    pairs, stream = draws // 2, _FIRST_STREAM + index
+    points = place_points(TimestepSampler.IID, renders, pairs, seed, stream)
+    timesteps = np.repeat(inverse_cdf(where.table(prior), points), 2, axis=1)
+    pair = np.broadcast_to(np.repeat(np.arange(pairs), 2), timesteps.shape)
+    return DrawPlan(
+        timesteps=timesteps,
+        noise_indices=stream * _STREAM_INDICES + pair,
+        signs=np.broadcast_to(np.tile([1.0, -1.0], pairs), timesteps.shape),
+        importance_weights=np.ones(timesteps.shape),
+        control_coefficients=np.zeros(timesteps.shape),
+        groups=pair,
+        cells=pair,
+        identically_distributed=True,
+    )
 
 
 @dataclass(frozen=True)

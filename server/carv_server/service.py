@@ -29,8 +29,9 @@ from carv_server.replicas.protocol import Conditioning, Replica
 from carv_server.request import DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
 from carv_server.teachers.protocol import Source, SourceError
-from carv_server.validation.requests import RequestContext, check_estimate, check_predict
+from carv_server.validation.requests import check_estimate, check_predict
 from carv_server.validation.sources import check_blend, check_source
+from carv_server.validation.subject import RequestContext
 
 __all__ = ["Call", "ServedTeacher", "TeacherService"]
 

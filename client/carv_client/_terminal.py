@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast, get_args
+from typing import Any, TypeAlias, TypedDict, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,6 @@ from carv_client._config import DEFAULT_ADDRESS, ClientConfig
 from carv_client._errors import CarvError, DeadlineExceededError, UnavailableError
 from carv_client._sync import TeacherClient
 from carv_client._types import Conditioning, Guidance, NamedWeighting
-
-if TYPE_CHECKING:
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # pyright: ignore[reportPrivateUsage]
 
 __all__ = [
     "EXIT_CODES",
@@ -43,6 +40,8 @@ __all__ = [
     "text",
     "waiting",
 ]
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # pyright: ignore[reportPrivateUsage]
 
 OK, USAGE, UNAVAILABLE, REFUSED = 0, 2, 3, 4
 

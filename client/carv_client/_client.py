@@ -5,23 +5,27 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
-from typing import Self, overload
+from typing import Self, Unpack, overload
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 
 from carv.v1 import teacher_service_pb2 as pb
 from carv_client import _replies, _requests
 from carv_client._config import DEFAULT_ADDRESS, ClientConfig
-from carv_client._errors import invalid
+from carv_client._errors import InternalError, invalid
 from carv_client._handles import Handles
 from carv_client._objective import ObjectiveSettings, one_teacher, pose
+from carv_client._profile_types import TeacherProfile
 from carv_client._transport import (
     ESTIMATE_GRADIENT,
     GET_TEACHER,
     LIST_TEACHERS,
     PREDICT_NOISE,
+    PROFILE_TEACHER,
     Deadline,
     Transport,
 )
@@ -35,6 +39,7 @@ from carv_client._types import (
     Guidance,
     NamedWeighting,
     NoisePrediction,
+    ObjectiveOptions,
     Proposal,
     Sampler,
     Teacher,
@@ -388,12 +393,75 @@ class AsyncTeacherClient:
         reply = await self._handles.call(PREDICT_NOISE, request, fill, used, deadline)
         return _replies.noise_prediction(reply)
 
+    async def profile_teacher(
+        self,
+        latents: npt.ArrayLike,
+        conditioning: Conditionings | None = None,
+        *,
+        bins: int = 24,
+        draws_per_bin: int = 8,
+        seed: int | None = None,
+        history: str = "",
+        warm: bool = False,
+        progress: Callable[[float], object] | None = None,
+        timeout: float | None = None,
+        **objective: Unpack[ObjectiveOptions],
+    ) -> TeacherProfile:
+        """Measure the integrand f over the noise levels at R renders: where the variance of
+        ``estimate_gradient`` comes from, and what each law of timesteps makes of it.
+
+        In each of ``bins`` bins of log-SNR, ``draws_per_bin`` draws of each render, as pairs of
+        opposite noise at one timestep. Cost: R · bins · draws_per_bin · branches evaluations,
+        bounded like those of one estimate. Results are means over renders.
+
+        Args:
+            latents, conditioning: as in ``estimate_gradient``.
+            bins: 2 .. 64; fewer come back where the prior has fewer timesteps.
+            draws_per_bin: even, 2 .. 1024. From two draws a bin there is no telling noise from
+                mean: squared means, errors and variances are NaN then.
+            seed: as in ``estimate_gradient``; shares no draw with an estimate of that seed.
+            history: whose adaptive proposal is reported too.
+            warm: add what was measured to that history, so that it starts warm.
+            progress: told the share of the draws done, rising to 1. Called on the event loop;
+                by the blocking client in its background thread.
+            objective: ``guidance_scale`` and all others of ``estimate_gradient`` that say what
+                is estimated.
+
+        Raises:
+            InvalidRequestError: with every field that breaks the contract.
+        """
+        deadline = self._deadline(timeout)
+        settings = ObjectiveSettings(**objective)
+        question = await pose(self._handles, latents, conditioning, settings, deadline)
+        request = _requests.profile(
+            question.teacher,
+            question.latents,
+            question.objective,
+            bins=bins,
+            draws_per_bin=draws_per_bin,
+            history=history,
+            warm=warm,
+        )
+        _set_seed(request, seed)
+        fill = question.filler(self._handles, request.objective)
+        replies = self._handles.stream(
+            PROFILE_TEACHER, request, fill, question.conditionings, deadline
+        )
+        async with aclosing(replies):
+            async for reply in replies:
+                if progress is not None:
+                    progress(reply.progress)
+                if reply.HasField("profile"):
+                    return _replies.profile(reply.profile)
+        raise InternalError("the stream ended without a profile", grpc.StatusCode.INTERNAL)
+
     def _deadline(self, timeout: float | None) -> Deadline:
         return Deadline.after(self.config.timeout_seconds if timeout is None else timeout)
 
 
 def _set_seed(
-    request: pb.EstimateGradientRequest | pb.PredictNoiseRequest, seed: int | None
+    request: pb.EstimateGradientRequest | pb.PredictNoiseRequest | pb.ProfileTeacherRequest,
+    seed: int | None,
 ) -> None:
     if seed is None:
         return

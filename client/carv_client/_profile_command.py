@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from carv_client._errors import CarvError
 from carv_client._profile_types import ProfileBin, TeacherProfile
@@ -74,20 +77,20 @@ def register(subparsers: Subparsers, load_plot: PlotLoader | None) -> None:
         metavar="PROFILE.png",
         help="draw the profile and the proposals (needs carv[demo])",
     )
-    parser.set_defaults(run=lambda arguments: _run(arguments, load_plot))
+    parser.set_defaults(run=functools.partial(_run, load_plot))
 
 
-def _run(arguments: argparse.Namespace, load_plot: PlotLoader | None) -> int:
+def _run(load_plot: PlotLoader | None, arguments: argparse.Namespace) -> int:
     if arguments.latents is None:
         return complain(_NEEDS_LATENTS)
-    draw: Plot | None = None
+    output: Path | None = arguments.output
+    plot: Path | None = arguments.plot
     try:
         latents = read_latents(arguments.latents)
-        for path in (arguments.output, arguments.plot):
+        for path in (output, plot):
             if path is not None and not path.parent.is_dir():
                 return complain(f"{path.parent} is not a folder")
-        if arguments.plot is not None:
-            draw = _load(arguments.plot, load_plot)
+        draw = None if plot is None else _load(plot, load_plot)
     except BadFileError as error:
         return complain(str(error))
     try:
@@ -111,10 +114,10 @@ def _run(arguments: argparse.Namespace, load_plot: PlotLoader | None) -> int:
     else:
         _print(profile)
     try:
-        if arguments.output is not None:
-            arguments.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        if draw is not None:
-            draw(profile, arguments.plot)
+        if output is not None:
+            output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if draw is not None and plot is not None:
+            draw(profile, plot)
     except OSError as error:
         return complain(f"{error.filename} cannot be written: {error.strerror}")
     return OK
@@ -133,29 +136,20 @@ def _load(path: Path, load_plot: PlotLoader | None) -> Plot:
 
 def profile_record(profile: TeacherProfile) -> dict[str, Any]:
     """A profile as JSON has it: lists for arrays, null for what is not a number."""
-    adaptive = profile.adaptive
-    return _plain(
-        asdict(profile)
-        | {
-            "bins": [asdict(each) for each in profile.bins],
-            "prior": profile.prior.tolist(),
-            "weight": profile.weight.tolist(),
-            "adaptive": None if adaptive is None else adaptive.tolist(),
-            "oracle": profile.oracle.tolist(),
-        }
-    )
+    return {key: _plain(value) for key, value in asdict(profile).items()}
 
 
 def _plain(value: Any) -> Any:
-    match value:
-        case dict():
-            return {key: _plain(each) for key, each in value.items()}  # pyright: ignore[reportUnknownVariableType]
-        case list():
-            return [_plain(each) for each in value]  # pyright: ignore[reportUnknownVariableType]
-        case float() if not math.isfinite(value):
-            return None
-        case _:
-            return value
+    if isinstance(value, np.ndarray):
+        return cast("Any", value).tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, tuple):
+        return [
+            {key: _plain(each) for key, each in part.items()}
+            for part in cast("tuple[dict[str, Any], ...]", value)
+        ]
+    return value
 
 
 def _print(profile: TeacherProfile) -> None:
@@ -168,15 +162,18 @@ def _print(profile: TeacherProfile) -> None:
         for each, norm in zip(profile.bins, norms, strict=True)
     ]
     print_table([header, *rows])
-    print("|E f|^2 and even (what antithetic coupling leaves): shares of E |f|^2\n")
-    print("variance of one draw")
-    for name, variance in (
-        ("prior", profile.prior_variance),
-        ("weight", profile.weight_variance),
-        ("oracle", profile.oracle_variance),
-    ):
-        gain = profile.prior_variance / variance if variance > 0 else math.nan
-        print(f"  {name:<8} {variance:<10.4g} {gain:.2f} x less than the prior's")
+    print("|E f|^2 and even, which antithetic coupling leaves, are shares of E |f|^2.\n")
+    variances = {
+        "prior": profile.prior_variance,
+        "weight": profile.weight_variance,
+        "oracle": profile.oracle_variance,
+    }
+    gains = {
+        name: f"{profile.prior_variance / value:.2f}" if value > 0 else "-"
+        for name, value in variances.items()
+    }
+    lines = [[name, f"{value:.4g}", gains[name]] for name, value in variances.items()]
+    print_table([["proposal", "variance of one draw", "gain"], *lines])
     print(f"|g|^2 {profile.squared_gradient:.4g}")
     if profile.adaptive is not None:
         print(f"the history's adaptive proposal rests on {profile.past_draws:.0f} past draws")

@@ -277,3 +277,4 @@ class TeacherClient:
     create_conditioning = _blocking(AsyncTeacherClient.create_conditioning)
     estimate_gradient = _blocking(AsyncTeacherClient.estimate_gradient)
     predict_noise = _blocking(AsyncTeacherClient.predict_noise)
+    profile_teacher = _blocking(AsyncTeacherClient.profile_teacher)

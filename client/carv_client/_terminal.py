@@ -166,12 +166,12 @@ def read_latents(path: Path) -> npt.NDArray[Any]:
         BadFileError: it cannot be read, or holds several.
     """
     try:
-        latents = np.load(path, allow_pickle=False)
+        latents: Any = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise BadFileError(f"{path} cannot be read: {error}") from error
     if not isinstance(latents, np.ndarray):
         raise BadFileError(f"{path} is an archive; give a single array (.npy)")
-    return latents
+    return cast("npt.NDArray[Any]", latents)
 
 
 def open_client(arguments: argparse.Namespace) -> TeacherClient:

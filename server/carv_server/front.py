@@ -86,7 +86,9 @@ class Front:
             "EstimateGradient": self._service.estimate_gradient,
             "PredictNoise": self._service.predict_noise,
         }
-        streams: dict[str, Callable[[Any, Call], AsyncGenerator[Message]]] = {}
+        streams: dict[str, Callable[[Any, Call], AsyncGenerator[Message]]] = {
+            "ProfileTeacher": self._service.profile_teacher,
+        }
         methods = pb.DESCRIPTOR.services_by_name["TeacherService"].methods_by_name
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
         for name, method in methods.items():

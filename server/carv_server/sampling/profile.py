@@ -18,8 +18,11 @@ Where n is 1 nothing tells s^2, and what needs it is NaN.
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -84,14 +87,16 @@ def timestep_bins(log_snr: Float64Array, prior: Float64Array, bins: int) -> list
     clipped = np.clip(log_snr, -_LOG_SNR_LIMIT, _LOG_SNR_LIMIT)
     # Should a schedule not be monotone, bins still are neighbours in t.
     position = np.maximum.accumulate(-clipped[support])
-    edges = np.linspace(position[0], position[-1], count + 1)[1:-1]
-    starts = np.concatenate([[0], np.searchsorted(position, edges), [len(support)]])
+    span = float(position[-1] - position[0])
+    edges = [float(position[0]) + span * i / count for i in range(count + 1)]
+    starts = [bisect.bisect_left(position, edge) for edge in edges]
+    starts[count] = len(support)
     for i in range(1, count):  # at least one timestep each, from below and from above
         starts[i] = max(starts[i], starts[i - 1] + 1)
     for i in range(count - 1, 0, -1):
         starts[i] = min(starts[i], starts[i + 1] - 1)
     found: list[TimestepBin] = []
-    for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+    for start, stop in pairwise(starts):
         members = support[start:stop]
         mass = float(prior[members].sum())
         mean = float(prior[members] / mass @ clipped[members])
@@ -173,13 +178,14 @@ def bin_moments(draws: BinDraws, objective: ObjectiveTables) -> BinMoments:
     renders, pairs = draws.timesteps.shape
     weight = np.abs(objective.weighting[draws.timesteps])
     squares = weight**2 * draws.squared_norms
-    mean_squares = np.sum(draws.mean**2, axis=1)
+    mean_squares: Float64Array = np.sum(draws.mean**2, axis=1)
     if pairs > 1:
         variance_of_mean = draws.deviation / (pairs * (pairs - 1))
-        error = float(np.sqrt(np.sum(squares.var(axis=1, ddof=1)) / pairs) / renders)
+        spread = float(((squares - squares.mean(axis=1, keepdims=True)) ** 2).sum()) / (pairs - 1)
+        error = math.sqrt(spread / pairs) / renders
     else:
         variance_of_mean = np.full(renders, np.nan)
-        error = np.nan
+        error = math.nan
     noise = float(draws.noise_norms.sum())
     return BinMoments(
         second_moment=float(squares.mean()),
@@ -231,7 +237,7 @@ def profile_from_moments(
     weighted = np.array([each.weighted_moment for each in moments])
     root = np.sqrt([each.residual_moment for each in moments])
     noise_in_square = float(mass**2 @ np.array([each.mean_variance for each in moments]))
-    squared_gradient = float(np.mean(np.sum(gradient**2, axis=1))) - noise_in_square
+    squared_gradient = float((gradient**2).sum()) / len(gradient) - noise_in_square
     prior = objective.prior
     scale = prior * np.abs(np.where(prior > 0, objective.weighting, 0.0))
     oracle = scale * _on_grid(bins, root, len(prior))

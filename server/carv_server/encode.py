@@ -182,7 +182,7 @@ def encode_profile(
             for where, moments in zip(profile.bins, profile.moments, strict=True)
         ],
         prior=objective.prior,
-        weight=measured.weight,
+        weight=profile.weight,
         adaptive=adaptive,
         oracle=profile.oracle,
         past_draws=measured.past_draws,

@@ -26,7 +26,7 @@ from carv_server.sampling.profile import (
     profile_from_moments,
     timestep_bins,
 )
-from carv_server.sampling.proposals import adaptive_table, weight_table
+from carv_server.sampling.proposals import adaptive_table
 from carv_server.sampling.schedule import Schedule
 from carv_server.scheduler import Scheduler
 
@@ -46,13 +46,11 @@ class MeasuredProfile:
     """The profile of a teacher at a request's latents.
 
     Attributes:
-        weight: q(t) of the weight proposal, float64 [N].
         adaptive: q(t) of the history before this profile, float64 [N], or None without a past.
         past_draws: discounted draws behind ``adaptive``.
     """
 
     profile: Profile
-    weight: Float64Array
     adaptive: Float64Array | None
     past_draws: float
     draws: int
@@ -132,14 +130,11 @@ async def profile_teacher(
             np.concatenate([timesteps for timesteps, _ in records]),
             np.concatenate([residuals for _, residuals in records]),
         )
-    weight = weight_table(objective)
-    assert weight is not None  # checked with the request
     ordered = [moments[index] for index in range(len(bins))]
     yield ProfileStep(
         1.0,
         MeasuredProfile(
             profile=profile_from_moments(bins, ordered, gradient, objective),
-            weight=weight,
             adaptive=adaptive,
             past_draws=0.0 if past is None or adaptive is None else past.draws,
             draws=sum(len(timesteps) for timesteps, _ in records),

@@ -54,11 +54,7 @@ def plot_profile(profile: TeacherProfile, path: Path) -> None:
     _norms(left, profile)
     _proposals(right, profile)
     _log_snr_axis(left, profile)
-    handles, labels = left.get_legend_handles_labels()
-    more, names = right.get_legend_handles_labels()
-    figure.legend(
-        handles + more, labels + names, loc="outside lower center", ncols=6, frameon=False
-    )
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=130)
 
 
@@ -70,14 +66,16 @@ def _norms(axis: Any, profile: TeacherProfile) -> None:
     error = np.array([each.second_moment_error for each in profile.bins])
     mean = np.array([each.squared_mean for each in profile.bins])
     norm = np.sqrt(second)
-    axis.stairs(norm, edges, fill=True, color=_NORM_COLOUR, alpha=0.45, label="rms ‖f‖")
-    axis.stairs(
-        np.sqrt(second + error),
-        edges,
-        baseline=np.sqrt(np.maximum(second - error, 0.0)),
-        fill=True,
-        color=_MEAN_COLOUR,
-        alpha=0.35,
+    axis.stairs(norm, edges, fill=True, color=_NORM_COLOUR, alpha=0.45, label="‖f‖")
+    axis.errorbar(
+        (edges[:-1] + edges[1:]) / 2,
+        norm,
+        # d sqrt(m) = dm / (2 sqrt(m))
+        yerr=np.divide(error, 2.0 * norm, out=np.zeros_like(error), where=norm > 0),
+        fmt="none",
+        ecolor=_MEAN_COLOUR,
+        elinewidth=1.4,
+        capsize=2.5,
         label="± one standard error",
     )
     axis.stairs(
@@ -86,7 +84,7 @@ def _norms(axis: Any, profile: TeacherProfile) -> None:
     axis.set_xlim(edges[0], edges[-1])
     axis.set_ylim(0.0, 1.15 * float(np.max(norm)) or 1.0)
     axis.set_xlabel("timestep t")
-    axis.set_ylabel("‖f(t, ε)‖, mean over renders")
+    axis.set_ylabel("‖f(t, ε)‖, root mean square")
     axis.grid(alpha=0.2)
 
 
@@ -94,19 +92,15 @@ def _proposals(axis: Any, profile: TeacherProfile) -> None:
     """Each law's density relative to a uniform one over the support of the prior."""
     support = np.flatnonzero(profile.prior)
     highest = 0.0
-    gains = {
-        "prior": profile.prior_variance,
-        "weight": profile.weight_variance,
-        "oracle": profile.oracle_variance,
-    }
+    gains = {"weight": profile.weight_variance, "oracle": profile.oracle_variance}
     for name, (label, colour, style) in _PROPOSALS.items():
         table: Float64Array | None = getattr(profile, name)
         if table is None:
             continue
         density = table[support] * len(support)
         highest = max(highest, float(density.max()))
-        if name in gains and name != "prior" and gains[name] > 0:
-            label += f" (variance ÷ {profile.prior_variance / gains[name]:.2f})"
+        if gains.get(name, 0.0) > 0:
+            label += f", gain {profile.prior_variance / gains[name]:.2f}"
         axis.plot(support + 0.5, density, color=colour, linestyle=style, linewidth=1.6, label=label)
     axis.set_ylim(0.0, 1.15 * highest)
     axis.set_ylabel("proposal density, uniform = 1")

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.plan import DrawPlan
-from carv_server.sampling.proposals import inverse_cdf
+from carv_server.sampling.proposals import inverse_cdf, proportional_table, weight_table
 from carv_server.sampling.timesteps import TimestepSampler, place_points
 
 __all__ = [
@@ -158,9 +158,9 @@ class BinMoments:
         squared_mean: ||E f||^2.
         even_second_moment: E ||e||^2.
         noise_slope: E <h, eps> / E ||eps||^2.
-        weighted_moment: E |w| ||h||^2, which a proposal with a factor |w| leaves.
         residual_moment: E ||h||^2.
         mean_variance: s^2 / n, the variance of m.
+        timesteps, squares: int64 and float64 [R, n]: each pair's t and mean ||f||^2.
     """
 
     second_moment: float
@@ -168,20 +168,21 @@ class BinMoments:
     squared_mean: float
     even_second_moment: float
     noise_slope: float
-    weighted_moment: float
     residual_moment: float
     mean_variance: float
+    timesteps: Int64Array
+    squares: Float64Array
 
 
 def bin_moments(draws: BinDraws, objective: ObjectiveTables) -> BinMoments:
     """The estimates of one bin from its draws, as in the module's docstring."""
     renders, pairs = draws.timesteps.shape
-    weight = np.abs(objective.weighting[draws.timesteps])
-    squares = weight**2 * draws.squared_norms
+    squares = objective.weighting[draws.timesteps] ** 2 * draws.squared_norms
     mean_squares: Float64Array = np.sum(draws.mean**2, axis=1)
     if pairs > 1:
         variance_of_mean = draws.deviation / (pairs * (pairs - 1))
-        spread = float(((squares - squares.mean(axis=1, keepdims=True)) ** 2).sum()) / (pairs - 1)
+        means: Float64Array = np.mean(squares, axis=1)
+        spread = float(np.sum((squares - means[:, None]) ** 2)) / (pairs - 1)
         error = math.sqrt(spread / pairs) / renders
     else:
         variance_of_mean = np.full(renders, np.nan)
@@ -193,9 +194,10 @@ def bin_moments(draws: BinDraws, objective: ObjectiveTables) -> BinMoments:
         squared_mean=float(np.mean(mean_squares - variance_of_mean)),
         even_second_moment=float(np.mean(mean_squares + draws.deviation / pairs)),
         noise_slope=float(draws.noise_products.sum()) / noise if noise > 0 else 0.0,
-        weighted_moment=float(np.mean(weight * draws.squared_norms)),
         residual_moment=float(draws.squared_norms.mean()),
         mean_variance=float(variance_of_mean.mean()),
+        timesteps=draws.timesteps,
+        squares=squares,
     )
 
 
@@ -204,8 +206,8 @@ class Profile:
     """All bins, and what follows from them, means over renders.
 
     Attributes:
-        oracle: float64 [N], the proposal q proportional to p |w| sqrt(E ||h||^2) with the moments
-            of the bins.
+        weight, oracle: proposals, float64 [N]; the oracle is q proportional to p |w| sqrt(m2)
+            with m2 = E ||h||^2 from the bins, its root linear in t between their middles.
         prior_variance, weight_variance, oracle_variance: tr Cov of one iid draw, weight p/q
             included. The oracle's is judged on the draws that it was made from: a little low, by
             about a quarter of the squared relative error of the bins' second moments.
@@ -214,6 +216,7 @@ class Profile:
 
     bins: Sequence[TimestepBin]
     moments: Sequence[BinMoments]
+    weight: Float64Array
     oracle: Float64Array
     prior_variance: float
     weight_variance: float
@@ -231,35 +234,36 @@ def profile_from_moments(
 
     Args:
         gradient: float64 [R, D], sum_b p_b m_b.
+        objective: its weighting is not zero wherever the prior is not.
     """
-    mass = np.array([each.mass for each in bins])
-    second = np.array([each.second_moment for each in moments])
-    weighted = np.array([each.weighted_moment for each in moments])
+    prior = objective.prior
+    weight = weight_table(objective)
+    assert weight is not None
+    middles = [(each.first + each.last) / 2 for each in bins]
     root = np.sqrt([each.residual_moment for each in moments])
+    # Where h was zero at every draw any proposal will do.
+    oracle = proportional_table(objective, np.interp(np.arange(len(prior)), middles, root))
+    oracle = weight if oracle is None else oracle
+    mass = np.array([each.mass for each in bins])
     noise_in_square = float(mass**2 @ np.array([each.mean_variance for each in moments]))
     squared_gradient = float((gradient**2).sum()) / len(gradient) - noise_in_square
-    prior = objective.prior
-    scale = prior * np.abs(np.where(prior > 0, objective.weighting, 0.0))
-    oracle = scale * _on_grid(bins, root, len(prior))
-    if not oracle.any():  # f was zero wherever it was drawn: any proposal will do
-        root = np.ones_like(root)
-        oracle = scale
-    # p/q is sum(scale) / |w| for the weight proposal, sum(oracle) / (|w| root) for the oracle.
-    left = np.divide(weighted, root, out=np.zeros_like(weighted), where=root > 0)
+
+    def variance(proposal: Float64Array) -> float:
+        second = 0.0
+        for where, each in zip(bins, moments, strict=True):
+            used = each.squares > 0  # q may vanish where w does
+            t = each.timesteps[used]
+            weighted = prior[t] / proposal[t] * each.squares[used]
+            second += where.mass * float(weighted.sum()) / each.squares.size
+        return second - squared_gradient
+
     return Profile(
         bins=bins,
         moments=moments,
-        oracle=oracle / oracle.sum(),
-        prior_variance=float(mass @ second) - squared_gradient,
-        weight_variance=float(scale.sum() * (mass @ weighted)) - squared_gradient,
-        oracle_variance=float(oracle.sum() * (mass @ left)) - squared_gradient,
+        weight=weight,
+        oracle=oracle,
+        prior_variance=variance(prior),
+        weight_variance=variance(weight),
+        oracle_variance=variance(oracle),
         squared_gradient=squared_gradient,
     )
-
-
-def _on_grid(bins: Sequence[TimestepBin], values: Float64Array, timesteps: int) -> Float64Array:
-    """A step function of t, float64 [N], zero outside all bins."""
-    table = np.zeros(timesteps)
-    for each, value in zip(bins, values.tolist(), strict=True):
-        table[each.first : each.last + 1] = value
-    return table

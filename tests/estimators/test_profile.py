@@ -202,8 +202,8 @@ def test_the_standard_error_is_that_of_the_second_moment() -> None:
 
 
 def test_the_oracle_has_the_variance_that_it_reports_and_the_least_of_all() -> None:
-    """Judged on its own draws it is a little low, by 2 % here (0.9 % standard error). No proposal is
-    below (sum p sqrt(E ||f||^2))^2 - ||g||^2, and this one is within 2 % of it."""
+    """Judged on its own draws it is a little low, by 2 % here (0.9 % standard error). No proposal
+    is below (sum p sqrt(E ||f||^2))^2 - ||g||^2, and this one is within 2 % of it."""
     form, p = closed_form(), oracle().objective.prior
     squared_gradient = form["squared_gradient"].item()
     used = p > 0

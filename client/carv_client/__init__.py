@@ -28,6 +28,7 @@ from carv_client._errors import (
     UnavailableError,
 )
 from carv_client._guidance import guidance_branches
+from carv_client._profile_types import ProfileBin, TeacherProfile
 from carv_client._sync import TeacherClient
 from carv_client._types import (
     Branch,
@@ -63,9 +64,11 @@ __all__ = [
     "NoisePrediction",
     "NotFoundError",
     "PermissionDeniedError",
+    "ProfileBin",
     "ResourceExhaustedError",
     "Teacher",
     "TeacherClient",
+    "TeacherProfile",
     "UnavailableError",
     "draw_noise",
     "guidance_branches",

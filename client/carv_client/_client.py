@@ -4,24 +4,28 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
-from typing import Self, overload
+from typing import Self, Unpack, overload
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 
 from carv.v1 import teacher_service_pb2 as pb
 from carv_client import _replies, _requests
 from carv_client._config import DEFAULT_ADDRESS, ClientConfig
-from carv_client._errors import invalid
-from carv_client._guidance import guidance_coefficients
+from carv_client._errors import InternalError, invalid
 from carv_client._handles import Handles
+from carv_client._objective import ObjectiveSettings, one_teacher, pose
+from carv_client._profile_types import TeacherProfile
 from carv_client._transport import (
     ESTIMATE_GRADIENT,
     GET_TEACHER,
     LIST_TEACHERS,
     PREDICT_NOISE,
+    PROFILE_TEACHER,
     Deadline,
     Transport,
 )
@@ -35,6 +39,7 @@ from carv_client._types import (
     Guidance,
     NamedWeighting,
     NoisePrediction,
+    ObjectiveOptions,
     Proposal,
     Sampler,
     Teacher,
@@ -186,7 +191,7 @@ class AsyncTeacherClient:
             blended = as_tuple([part for part, _ in blend])
             source = _requests.source(blend_weights=[weight for _, weight in blend])
             label = " + ".join(f"{weight:g} · {part.label}" for part, weight in blend)
-            teacher = _one_teacher(teacher, blended)
+            teacher = one_teacher(teacher, blended)
         elif tensors is not None:
             source, label = _requests.source(tensors=tensors), f"tensors {', '.join(tensors)}"
         else:
@@ -282,29 +287,24 @@ class AsyncTeacherClient:
             InternalError: reason NON_FINITE_RESULT where the teacher gave NaN or infinity.
         """
         deadline = self._deadline(timeout)
-        encoded = _requests.tensor("latents", latents, wire_dtype)
-        given = None if conditioning is None else as_tuple(conditioning)
-        used = (given or ()) if branches is None else tuple(_conditionings(branches))
-        teacher = _one_teacher(teacher or "", used)
-        if branches is not None:
-            if conditioning is not None or negative_prompt is not None:
-                raise invalid("branches", "replaces conditioning and negative_prompt: give one")
-            terms = list(branches)
-        else:
-            scale = (guidance_scale, guidance)
-            terms = await self._guide(given, *scale, negative_prompt, teacher, deadline)
-        request = pb.EstimateGradientRequest(
+        settings = ObjectiveSettings(
+            guidance_scale=guidance_scale,
+            guidance=guidance,
+            negative_prompt=negative_prompt,
             teacher=teacher,
-            latents=encoded,
-            objective=_requests.objective(
-                terms,
-                noise_coefficient,
-                weighting,
-                timestep_range,
-                prior,
-                reference_latents,
-                wire_dtype,
-            ),
+            timestep_range=timestep_range,
+            prior=prior,
+            weighting=weighting,
+            branches=branches,
+            noise_coefficient=noise_coefficient,
+            reference_latents=reference_latents,
+            wire_dtype=wire_dtype,
+        )
+        question = await pose(self._handles, latents, conditioning, settings, deadline)
+        request = pb.EstimateGradientRequest(
+            teacher=question.teacher,
+            latents=question.latents,
+            objective=question.objective,
             return_draws=return_draws,
             return_half_estimates=return_half_estimates,
         )
@@ -315,7 +315,7 @@ class AsyncTeacherClient:
                     "timesteps",
                     "explicit draws take no sampler, proposal, coupling, control_variate, history",
                 )
-            renders = _requests.render_count(encoded)
+            renders = _requests.render_count(question.latents)
             request.explicit_draws.CopyFrom(
                 _requests.explicit_draws(
                     renders, timesteps, noise_indices, signs, importance_weights
@@ -328,13 +328,9 @@ class AsyncTeacherClient:
                 _requests.sampling(draws, sampler, proposal, coupling, control_variate, history)
             )
         _set_seed(request, seed)
-
-        def fill() -> None:
-            for message, term in zip(request.objective.branches, terms, strict=True):
-                message.conditionings[:] = self._handles.of(as_tuple(term.conditioning))
-
+        fill = question.filler(self._handles, request.objective)
         reply = await self._handles.call(
-            ESTIMATE_GRADIENT, request, fill, _conditionings(terms), deadline
+            ESTIMATE_GRADIENT, request, fill, question.conditionings, deadline
         )
         return _replies.estimate(reply)
 
@@ -369,7 +365,7 @@ class AsyncTeacherClient:
         """
         deadline = self._deadline(timeout)
         given = None if conditioning is None else as_tuple(conditioning)
-        teacher = _one_teacher(teacher or "", given or ())
+        teacher = one_teacher(teacher or "", given or ())
         request = pb.PredictNoiseRequest(teacher=teacher)
         if latents is not None and noisy_latents is None:
             request.latents.CopyFrom(_requests.tensor("latents", latents, wire_dtype))
@@ -397,46 +393,75 @@ class AsyncTeacherClient:
         reply = await self._handles.call(PREDICT_NOISE, request, fill, used, deadline)
         return _replies.noise_prediction(reply)
 
+    async def profile_teacher(
+        self,
+        latents: npt.ArrayLike,
+        conditioning: Conditionings | None = None,
+        *,
+        bins: int = 24,
+        draws_per_bin: int = 8,
+        seed: int | None = None,
+        history: str = "",
+        warm: bool = False,
+        progress: Callable[[float], object] | None = None,
+        timeout: float | None = None,
+        **objective: Unpack[ObjectiveOptions],
+    ) -> TeacherProfile:
+        """Measure the integrand f over the noise levels at R renders: where the variance of
+        ``estimate_gradient`` comes from, and what each law of timesteps makes of it.
+
+        In each of ``bins`` bins of log-SNR, ``draws_per_bin`` draws of each render, as pairs of
+        opposite noise at one timestep. Cost: R · bins · draws_per_bin · branches evaluations,
+        bounded like those of one estimate. Results are means over renders.
+
+        Args:
+            latents, conditioning: as in ``estimate_gradient``.
+            bins: 2 .. 64; fewer come back where the prior has fewer timesteps.
+            draws_per_bin: even, 2 .. 1024. From two draws a bin there is no telling noise from
+                mean: squared means, errors and variances are NaN then.
+            seed: as in ``estimate_gradient``; shares no draw with an estimate of that seed.
+            history: whose adaptive proposal is reported too.
+            warm: add what was measured to that history, so that it starts warm.
+            progress: told the share of the draws done, rising to 1. Called on the event loop;
+                by the blocking client in its background thread.
+            objective: ``guidance_scale`` and all others of ``estimate_gradient`` that say what
+                is estimated.
+
+        Raises:
+            InvalidRequestError: with every field that breaks the contract.
+        """
+        deadline = self._deadline(timeout)
+        settings = ObjectiveSettings(**objective)
+        question = await pose(self._handles, latents, conditioning, settings, deadline)
+        request = _requests.profile(
+            question.teacher,
+            question.latents,
+            question.objective,
+            bins=bins,
+            draws_per_bin=draws_per_bin,
+            history=history,
+            warm=warm,
+        )
+        _set_seed(request, seed)
+        fill = question.filler(self._handles, request.objective)
+        replies = self._handles.stream(
+            PROFILE_TEACHER, request, fill, question.conditionings, deadline
+        )
+        async with aclosing(replies):
+            async for reply in replies:
+                if progress is not None:
+                    progress(reply.progress)
+                if reply.HasField("profile"):
+                    return _replies.profile(reply.profile)
+        raise InternalError("the stream ended without a profile", grpc.StatusCode.INTERNAL)
+
     def _deadline(self, timeout: float | None) -> Deadline:
         return Deadline.after(self.config.timeout_seconds if timeout is None else timeout)
 
-    async def _guide(
-        self,
-        conditioning: tuple[Conditioning, ...] | None,
-        scale: float,
-        guidance: Guidance,
-        negative_prompt: str | None,
-        teacher: str,
-        deadline: Deadline,
-    ) -> list[Branch]:
-        """Classifier-free guidance, embedding the unconditional branch only where it counts."""
-        if conditioning is None:
-            if negative_prompt is not None:
-                raise invalid("negative_prompt", "there is no conditioning to guide away from it")
-            return [Branch(await self._handles.background(teacher, negative_prompt, deadline), 1.0)]
-        conditional, remainder = guidance_coefficients(scale, guidance)
-        terms = [Branch(conditioning, conditional)] if conditional != 0.0 else []
-        if remainder != 0.0:
-            background = await self._handles.background(teacher, negative_prompt, deadline)
-            terms.append(Branch(background, remainder))
-        return terms
-
-
-def _conditionings(branches: Iterable[Branch]) -> list[Conditioning]:
-    return [each for branch in branches for each in as_tuple(branch.conditioning)]
-
-
-def _one_teacher(teacher: str, conditionings: Iterable[Conditioning]) -> str:
-    """The teacher to ask: the one named, else the one that the conditionings belong to."""
-    named = {each.teacher for each in conditionings if each.teacher}
-    if len(named | ({teacher} - {""})) > 1:
-        every = ", ".join(sorted(named | {teacher} - {""}))
-        raise invalid("teacher", f"conditionings and teacher disagree: {every}")
-    return teacher or next(iter(named), "")
-
 
 def _set_seed(
-    request: pb.EstimateGradientRequest | pb.PredictNoiseRequest, seed: int | None
+    request: pb.EstimateGradientRequest | pb.PredictNoiseRequest | pb.ProfileTeacherRequest,
+    seed: int | None,
 ) -> None:
     if seed is None:
         return

@@ -1,13 +1,15 @@
 """Conditionings and the handles that stand for them: creation, and quiet re-creation.
 
 A server may drop a handle at any time after its expiry, or at a restart. Every call that uses
-handles goes through ``Handles.call``, which then creates them anew and calls once more.
+handles goes through ``Handles.call`` or ``Handles.stream``, which then create them anew and call
+once more.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -16,7 +18,7 @@ from carv.errors import Reason
 from carv.v1 import teacher_service_pb2 as pb
 from carv.v1.conditioning_pb2 import ConditioningSource
 from carv_client import _replies, _requests
-from carv_client._errors import NotFoundError
+from carv_client._errors import CarvError, NotFoundError
 from carv_client._transport import CREATE_CONDITIONING, Deadline, Rpc, Transport
 from carv_client._types import Conditioning
 
@@ -89,15 +91,42 @@ class Handles:
         ``fill`` writes the handles of ``used`` into ``request``.
         """
         fill()
+        used = set(used)
         try:
             return await self._transport.call(rpc, request, deadline)
         except NotFoundError as error:
-            gone = set(used)
-            if error.reason != Reason.CONDITIONING_NOT_FOUND.value or not gone:
+            if not _gone(error, used):
                 raise
-        await asyncio.gather(*(self._renew(each, deadline) for each in gone))
+        await self._renew_all(used, deadline)
         fill()
         return await self._transport.call(rpc, request, deadline)
+
+    async def stream(
+        self,
+        rpc: Rpc[Request, Reply],
+        request: Request,
+        fill: Callable[[], None],
+        used: Iterable[Conditioning],
+        deadline: Deadline,
+    ) -> AsyncGenerator[Reply]:
+        """As ``call``, for a stream; handles are made again only ahead of its first reply."""
+        used = set(used)
+        for renewable in (True, False):
+            fill()
+            received = False
+            try:
+                async with aclosing(self._transport.stream(rpc, request, deadline)) as replies:
+                    async for reply in replies:
+                        received = True
+                        yield reply
+                return
+            except NotFoundError as error:
+                if not renewable or received or not _gone(error, used):
+                    raise
+            await self._renew_all(used, deadline)
+
+    async def _renew_all(self, used: Iterable[Conditioning], deadline: Deadline) -> None:
+        await asyncio.gather(*(self._renew(each, deadline) for each in used))
 
     async def _renew(self, conditioning: Conditioning, deadline: Deadline) -> None:
         source = ConditioningSource.FromString(conditioning.source)
@@ -107,6 +136,11 @@ class Handles:
         self._renewed.pop(conditioning, None)
         if made[0].handle != conditioning.handle:  # the same content mostly has the same address
             _remember(self._renewed, conditioning, made[0].handle)
+
+
+def _gone(error: CarvError, used: set[Conditioning]) -> bool:
+    """Whether making ``used`` again may help."""
+    return error.reason == Reason.CONDITIONING_NOT_FOUND.value and bool(used)
 
 
 K = TypeVar("K")

@@ -7,6 +7,7 @@ from typing import Any
 
 from carv.tensors import decode_tensor, dtype_name
 from carv.v1 import conditioning_pb2, sampling_pb2, teacher_pb2, teacher_service_pb2
+from carv_client._profile_types import ProfileBin, TeacherProfile
 from carv_client._types import (
     Conditioning,
     ConditioningTensor,
@@ -18,7 +19,7 @@ from carv_client._types import (
     frozen,
 )
 
-__all__ = ["conditioning", "estimate", "noise_prediction", "teacher"]
+__all__ = ["conditioning", "estimate", "noise_prediction", "profile", "teacher"]
 
 
 def teacher(message: teacher_pb2.Teacher) -> Teacher:
@@ -152,6 +153,40 @@ def noise_prediction(message: teacher_service_pb2.PredictNoiseResponse) -> Noise
         queue_seconds=message.timings.queue_seconds,
         compute_seconds=message.timings.compute_seconds,
         total_seconds=message.timings.total_seconds,
+    )
+
+
+def profile(message: teacher_service_pb2.Profile) -> TeacherProfile:
+    """Decode a profile."""
+    return TeacherProfile(
+        bins=tuple(
+            ProfileBin(
+                first_timestep=each.first_timestep,
+                last_timestep=each.last_timestep,
+                log_snr=each.log_snr,
+                prior_mass=each.prior_mass,
+                second_moment=each.second_moment,
+                second_moment_error=each.second_moment_error,
+                squared_mean=each.squared_mean,
+                even_second_moment=each.even_second_moment,
+                noise_slope=each.noise_slope,
+            )
+            for each in message.bins
+        ),
+        prior=frozen(message.prior),
+        weight=frozen(message.weight),
+        adaptive=frozen(message.adaptive) if message.adaptive else None,
+        oracle=frozen(message.oracle),
+        past_draws=message.past_draws,
+        prior_variance=message.prior_variance,
+        weight_variance=message.weight_variance,
+        oracle_variance=message.oracle_variance,
+        squared_gradient=message.squared_gradient,
+        evaluation_seconds=message.evaluation_seconds,
+        teacher_digest=message.teacher_digest,
+        seed=message.seed,
+        draws_spent=message.draws_spent,
+        evaluations_spent=message.evaluations_spent,
     )
 
 

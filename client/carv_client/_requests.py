@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carv.tensors import TensorError, encode_tensor
-from carv.v1 import conditioning_pb2, objective_pb2, sampling_pb2
+from carv.v1 import conditioning_pb2, objective_pb2, sampling_pb2, teacher_service_pb2
 from carv.v1.tensor_pb2 import Tensor
 from carv_client._errors import invalid
 from carv_client._types import Branch
@@ -22,6 +22,7 @@ __all__ = [
     "coefficient",
     "explicit_draws",
     "objective",
+    "profile",
     "render_count",
     "sampling",
     "source",
@@ -136,6 +137,32 @@ def sampling(
             "control_variate", pb.ControlVariate, "CONTROL_VARIATE_", control_variate
         ),
         history=history,
+    )
+
+
+def profile(
+    teacher: str,
+    latents: Tensor,
+    objective: objective_pb2.Objective,
+    bins: int,
+    draws_per_bin: int,
+    history: str,
+    warm: bool,
+) -> teacher_service_pb2.ProfileTeacherRequest:
+    """A profile; zero bins or draws would mean the server's choice, so they are refused here."""
+    for field, value in (("bins", bins), ("draws_per_bin", draws_per_bin)):
+        if value == 0:
+            raise invalid(field, "0; must be at least 2")
+    return _make(
+        "profile",
+        teacher_service_pb2.ProfileTeacherRequest,
+        teacher=teacher,
+        latents=latents,
+        objective=objective,
+        bins=bins,
+        draws_per_bin=draws_per_bin,
+        history=history,
+        warm=warm,
     )
 
 

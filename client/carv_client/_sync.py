@@ -13,7 +13,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
@@ -21,7 +21,7 @@ from carv_client._client import AsyncTeacherClient
 from carv_client._config import DEFAULT_ADDRESS, ClientConfig
 from carv_client._errors import ClientClosedError
 
-__all__ = ["TeacherClient"]
+__all__ = ["ReplyIterator", "TeacherClient"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,13 +59,13 @@ class _LoopThread:
             future.cancel()
             raise
 
-    def discard(self, client: AsyncTeacherClient) -> None:
-        """Close a client that was dropped without ``close``; does not wait."""
+    def discard(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Close what was dropped without ``close``; does not wait."""
         if os.getpid() != self.pid or self._loop.is_closed():
             return
 
         def start() -> None:
-            task = self._loop.create_task(client.close())
+            task = self._loop.create_task(close())
             self._discarded.add(task)
             task.add_done_callback(self._discarded.discard)
 
@@ -87,6 +87,7 @@ class _LoopThread:
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
 
     def _stop(self) -> None:
         if os.getpid() == self.pid and self._thread.is_alive():
@@ -135,6 +136,73 @@ def _blocking(
     return call
 
 
+def _streaming(
+    method: Callable[Concatenate[AsyncTeacherClient, P], AsyncGenerator[T]],
+) -> Callable[Concatenate[TeacherClient, P], ReplyIterator[T]]:
+    """The same method as a blocking iterator, with the same signature and documentation."""
+
+    @functools.wraps(method)
+    def call(self: TeacherClient, /, *args: P.args, **kwargs: P.kwargs) -> ReplyIterator[T]:
+        return self._iterate(method, *args, **kwargs)  # pyright: ignore[reportPrivateUsage]
+
+    return call
+
+
+class ReplyIterator(Iterator[T]):
+    """The replies of a stream, each waited for in the thread that asks for it.
+
+    ``close``, the end of a ``with`` block, or letting go of the iterator ends the call on the
+    server too. One thread at a time may ask.
+    """
+
+    def __init__(
+        self, client: TeacherClient, thread: _LoopThread, replies: AsyncGenerator[T]
+    ) -> None:
+        self._client = client  # kept open while its stream is in use
+        self._thread = thread
+        self._replies = replies
+        self._finalizer = weakref.finalize(self, thread.discard, lambda: _aclose(replies))
+        self._finalizer.atexit = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        if os.getpid() != self._thread.pid:
+            raise ClientClosedError(_FORKED)
+        found = self._thread.run(_next(self._replies))
+        if not found:
+            self._finalizer.detach()
+            raise StopIteration
+        return found[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the call; nothing comes after. May be repeated."""
+        if self._finalizer.detach() is not None and os.getpid() == self._thread.pid:
+            self._thread.run(_aclose(self._replies))
+
+
+async def _next(replies: AsyncGenerator[T]) -> tuple[T] | tuple[()]:
+    async for reply in replies:
+        return (reply,)
+    return ()
+
+
+async def _aclose(replies: AsyncGenerator[Any]) -> None:
+    await replies.aclose()
+
+
 class TeacherClient:
     """A client of one CARV server, for blocking code; safe to share between threads.
 
@@ -155,7 +223,7 @@ class TeacherClient:
         self._thread = _loop_thread()
         self._thread.clients.add(self._client)
         self._closed = False
-        self._finalizer = weakref.finalize(self, self._thread.discard, self._client)
+        self._finalizer = weakref.finalize(self, self._thread.discard, self._client.close)
         self._finalizer.atexit = False
 
     @property
@@ -186,14 +254,27 @@ class TeacherClient:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
+        self._check_open()
+        return self._thread.run(method(self._client, *args, **kwargs))
+
+    def _iterate(
+        self,
+        method: Callable[Concatenate[AsyncTeacherClient, P], AsyncGenerator[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> ReplyIterator[T]:
+        self._check_open()
+        return ReplyIterator(self, self._thread, method(self._client, *args, **kwargs))
+
+    def _check_open(self) -> None:
         if os.getpid() != self._thread.pid:
             raise ClientClosedError(_FORKED)
         if self._closed:
             raise ClientClosedError("the client is closed")
-        return self._thread.run(method(self._client, *args, **kwargs))
 
     list_teachers = _blocking(AsyncTeacherClient.list_teachers)
     get_teacher = _blocking(AsyncTeacherClient.get_teacher)
     create_conditioning = _blocking(AsyncTeacherClient.create_conditioning)
     estimate_gradient = _blocking(AsyncTeacherClient.estimate_gradient)
     predict_noise = _blocking(AsyncTeacherClient.predict_noise)
+    profile_teacher = _blocking(AsyncTeacherClient.profile_teacher)

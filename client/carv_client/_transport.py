@@ -1,15 +1,17 @@
-"""The one choke point: every RPC goes through ``Transport.call``.
+"""The one choke point: every RPC goes through ``Transport.call`` or ``Transport.stream``.
 
 Deadlines, retries, message limits and error mapping live here and nowhere else. gRPC's own
 retries are off, so that there is one policy: UNAVAILABLE is always retried,
 RESOURCE_EXHAUSTED only where the server sent RetryInfo, nothing else ever, and never past the
-deadline. Every RPC of the contract is idempotent, so a retry is always safe.
+deadline. Every RPC of the contract is idempotent, so a retry is always safe; a stream is sent
+again only while nothing of it has arrived.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -38,6 +40,8 @@ __all__ = [
     "GET_TEACHER",
     "LIST_TEACHERS",
     "PREDICT_NOISE",
+    "PROFILE_TEACHER",
+    "REFINE_GRADIENT",
     "Deadline",
     "Rpc",
     "Transport",
@@ -52,7 +56,7 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
 
 @dataclass(frozen=True)
 class Rpc(Generic[Request, Reply]):
-    """One unary method of the service: its name and message types."""
+    """One method of the service: its name and message types."""
 
     name: str
     request: type[Request]
@@ -66,6 +70,8 @@ CREATE_CONDITIONING = Rpc(
 )
 ESTIMATE_GRADIENT = Rpc("EstimateGradient", pb.EstimateGradientRequest, pb.EstimateGradientResponse)
 PREDICT_NOISE = Rpc("PredictNoise", pb.PredictNoiseRequest, pb.PredictNoiseResponse)
+REFINE_GRADIENT = Rpc("RefineGradient", pb.RefineGradientRequest, pb.RefineGradientResponse)
+PROFILE_TEACHER = Rpc("ProfileTeacher", pb.ProfileTeacherRequest, pb.ProfileTeacherResponse)
 
 
 @dataclass(frozen=True)
@@ -138,9 +144,33 @@ class Transport:
             try:
                 return _parse(rpc, await self._send(rpc, data, deadline))
             except CarvError as error:
-                wait = retry_wait(error, attempt, self._config, self._jitter)
-                left = deadline.remaining()
-                if wait is None or (left is not None and wait >= left):
+                wait = self._wait(error, attempt, deadline)
+                if wait is None:
+                    raise
+            await asyncio.sleep(wait)
+
+    async def stream(
+        self, rpc: Rpc[Request, Reply], request: Request, deadline: Deadline
+    ) -> AsyncGenerator[Reply]:
+        """Send a request and yield the replies to it. Closing the generator cancels the call.
+
+        Raises:
+            CarvError: as ``call``, also after some replies.
+        """
+        data = self._serialize(request)
+        attempt = 0
+        while True:
+            attempt += 1
+            received = False
+            try:
+                async with aclosing(self._receive(rpc, data, deadline)) as pieces:
+                    async for piece in pieces:
+                        received = True
+                        yield _parse(rpc, piece)
+                return
+            except CarvError as error:
+                wait = None if received else self._wait(error, attempt, deadline)
+                if wait is None:
                     raise
             await asyncio.sleep(wait)
 
@@ -164,15 +194,41 @@ class Transport:
             )
         return request.SerializeToString()
 
+    def _wait(self, error: CarvError, attempt: int, deadline: Deadline) -> float | None:
+        """As ``retry_wait``, and None where the deadline comes first."""
+        wait = retry_wait(error, attempt, self._config, self._jitter)
+        left = deadline.remaining()
+        return None if wait is None or (left is not None and wait >= left) else wait
+
     async def _send(self, rpc: Rpc[Any, Any], data: bytes, deadline: Deadline) -> bytes:
+        with self._mapped(rpc, deadline) as left:
+            # Bytes in, bytes out: retries do not serialize again.
+            channel = cast(Any, self._open())
+            method = channel.unary_unary(f"/{_SERVICE}/{rpc.name}")
+            return cast(bytes, await method(data, timeout=left, metadata=self._metadata))
+        raise AssertionError("an error was swallowed")
+
+    async def _receive(
+        self, rpc: Rpc[Any, Any], data: bytes, deadline: Deadline
+    ) -> AsyncGenerator[bytes]:
+        with self._mapped(rpc, deadline) as left:
+            channel = cast(Any, self._open())
+            method = channel.unary_stream(f"/{_SERVICE}/{rpc.name}")
+            call = method(data, timeout=left, metadata=self._metadata)
+            try:
+                async for piece in cast("AsyncIterator[bytes]", call):
+                    yield piece
+            finally:
+                call.cancel()  # does nothing to a call that is over
+
+    @contextmanager
+    def _mapped(self, rpc: Rpc[Any, Any], deadline: Deadline) -> Iterator[float | None]:
+        """One attempt: the seconds it may take, and its errors as this library's."""
         left = deadline.remaining()
         if left is not None and left <= 0:
             raise _expired(rpc, deadline)
-        # Bytes in, bytes out: retries do not serialize again.
-        channel = cast(Any, self._open())
-        method = channel.unary_unary(f"/{_SERVICE}/{rpc.name}")
         try:
-            return cast(bytes, await method(data, timeout=left, metadata=self._metadata))
+            yield left
         except grpc.aio.AioRpcError as error:
             if self._closed:
                 raise _closed() from None

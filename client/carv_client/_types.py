@@ -27,6 +27,7 @@ __all__ = [
     "Limits",
     "NamedWeighting",
     "NoisePrediction",
+    "ObjectiveOptions",
     "Proposal",
     "Sampler",
     "Teacher",
@@ -257,31 +258,36 @@ class NoisePrediction:
     total_seconds: float
 
 
-class EstimateOptions(TypedDict, total=False):
-    """The keyword arguments of ``estimate_gradient``, for functions that pass them on."""
+class ObjectiveOptions(TypedDict, total=False):
+    """The keyword arguments of ``estimate_gradient`` that say what is estimated."""
 
-    draws: int
     guidance_scale: float
     guidance: Guidance
     negative_prompt: str | None
-    seed: int | None
     teacher: str | None
     timestep_range: tuple[float, float]
     prior: npt.ArrayLike | None
     weighting: NamedWeighting | npt.ArrayLike
+    branches: Sequence[Branch] | None
+    noise_coefficient: npt.ArrayLike
+    reference_latents: npt.ArrayLike | None
+    wire_dtype: WireDtype | None
+
+
+class EstimateOptions(ObjectiveOptions, total=False):
+    """The keyword arguments of ``estimate_gradient``, for functions that pass them on."""
+
+    draws: int
+    seed: int | None
     sampler: Sampler | None
     proposal: Proposal | None
     coupling: Coupling | None
     control_variate: ControlVariate | None
     history: str
-    branches: Sequence[Branch] | None
-    noise_coefficient: npt.ArrayLike
-    reference_latents: npt.ArrayLike | None
     timesteps: npt.ArrayLike | None
     noise_indices: npt.ArrayLike | None
     signs: npt.ArrayLike | None
     importance_weights: npt.ArrayLike | None
-    wire_dtype: WireDtype | None
     return_draws: bool
     return_half_estimates: bool
     timeout: float | None

@@ -8,7 +8,9 @@ import torch
 from carv.tensors import encode_tensor
 from carv.v1 import sampling_pb2, teacher_pb2, teacher_service_pb2, tensor_pb2
 from carv_server.estimate import Estimate, VarianceEstimator
+from carv_server.profile import MeasuredProfile
 from carv_server.request import RequestLimits
+from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.plan import ControlVariate, NoiseCoupling, Resolved
 from carv_server.sampling.prediction import PredictionType
 from carv_server.sampling.proposals import Proposal
@@ -16,7 +18,13 @@ from carv_server.sampling.schedule import ScheduleKind
 from carv_server.sampling.timesteps import TimestepSampler
 from carv_server.teachers.protocol import TeacherDescription
 
-__all__ = ["encode_diagnostics", "encode_draws", "encode_sampling", "encode_teacher"]
+__all__ = [
+    "encode_diagnostics",
+    "encode_draws",
+    "encode_profile",
+    "encode_sampling",
+    "encode_teacher",
+]
 
 _PREDICTION_TYPES = {
     PredictionType.EPSILON: teacher_pb2.PREDICTION_TYPE_EPSILON,
@@ -146,4 +154,45 @@ def encode_draws(estimate: Estimate) -> teacher_service_pb2.DrawTable:
         importance_weights=encode_tensor(draws.importance_weights),
         norms=encode_tensor(draws.norms),
         control_coefficients=encode_tensor(draws.control_coefficients) if controlled else None,
+    )
+
+
+def encode_profile(
+    measured: MeasuredProfile,
+    objective: ObjectiveTables,
+    *,
+    evaluation_seconds: float,
+    digest: str,
+    seed: int,
+) -> teacher_service_pb2.Profile:
+    profile, adaptive = measured.profile, measured.adaptive
+    return teacher_service_pb2.Profile(
+        bins=[
+            teacher_service_pb2.ProfileBin(
+                first_timestep=where.first,
+                last_timestep=where.last,
+                log_snr=where.log_snr,
+                prior_mass=where.mass,
+                second_moment=moments.second_moment,
+                second_moment_error=moments.second_moment_error,
+                squared_mean=moments.squared_mean,
+                even_second_moment=moments.even_second_moment,
+                noise_slope=moments.noise_slope,
+            )
+            for where, moments in zip(profile.bins, profile.moments, strict=True)
+        ],
+        prior=objective.prior,
+        weight=profile.weight,
+        adaptive=adaptive,
+        oracle=profile.oracle,
+        past_draws=measured.past_draws,
+        prior_variance=profile.prior_variance,
+        weight_variance=profile.weight_variance,
+        oracle_variance=profile.oracle_variance,
+        squared_gradient=profile.squared_gradient,
+        evaluation_seconds=evaluation_seconds,
+        teacher_digest=digest,
+        seed=seed,
+        draws_spent=measured.draws,
+        evaluations_spent=measured.evaluations,
     )

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, cast
 
 import grpc
@@ -77,23 +78,26 @@ class Front:
         return pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """One raw handler for every method of the service descriptor."""
-        calls: dict[str, Callable[[Any, Call], Awaitable[Message]]] = {
+        """One raw handler for every method of the service descriptor that is served."""
+        unary: dict[str, Callable[[Any, Call], Awaitable[Message]]] = {
             "ListTeachers": self._service.list_teachers,
             "GetTeacher": self._service.get_teacher,
             "CreateConditioning": self._service.create_conditioning,
             "EstimateGradient": self._service.estimate_gradient,
             "PredictNoise": self._service.predict_noise,
         }
+        streams: dict[str, Callable[[Any, Call], AsyncGenerator[Message]]] = {
+            "ProfileTeacher": self._service.profile_teacher,
+        }
         methods = pb.DESCRIPTOR.services_by_name["TeacherService"].methods_by_name
-        return grpc.method_handlers_generic_handler(
-            self.service_name,
-            {
-                name: self._raw(getattr(pb, method.input_type.name), calls[name])
-                for name, method in methods.items()
-                if name in calls
-            },
-        )
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
+        for name, method in methods.items():
+            message = getattr(pb, method.input_type.name)
+            if name in unary:
+                handlers[name] = self._unary(message, unary[name])
+            elif name in streams:
+                handlers[name] = self._stream(message, streams[name])
+        return grpc.method_handlers_generic_handler(self.service_name, handlers)
 
     def drain(self) -> None:
         """Refuse new calls with UNAVAILABLE."""
@@ -103,43 +107,63 @@ class Front:
         """Until no call is in flight."""
         await self._idle.wait()
 
-    def _raw(
+    def _unary(
         self, message: type[Message], handle: Callable[[Any, Call], Awaitable[Message]]
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
         async def call(data: bytes, context: Context) -> bytes:
-            started = time.perf_counter()
-            self._in_flight += 1
-            self._bytes_in_flight += len(data)
-            self._idle.clear()
-            try:
-                return await self._answer(data, message, handle, started, context)
-            except RequestError as error:
-                failure = error
-            except (asyncio.CancelledError, grpc.aio.AbortError):
-                raise
-            except Exception:  # noqa: BLE001 - to the log in full, to the client as INTERNAL
-                _log.exception("%s failed", message.DESCRIPTOR.name)
-                failure = RequestError(
-                    Reason.INTERNAL, "a defect of the server; its log has the trace"
-                )
-            finally:
-                self._in_flight -= 1
-                self._bytes_in_flight -= len(data)
-                if self._in_flight == 0:
-                    self._idle.set()
-            await _abort(context, failure)
+            async with self._counted(data, message, context):
+                request, known = await self._admit(data, message, context)
+                return (await handle(request, known)).SerializeToString()
             raise AssertionError("abort returned")
 
         return grpc.unary_unary_rpc_method_handler(call)  # pyright: ignore[reportArgumentType]
 
-    async def _answer(
-        self,
-        data: bytes,
-        message: type[Message],
-        handle: Callable[[Any, Call], Awaitable[Message]],
-        started: float,
-        context: Context,
-    ) -> bytes:
+    def _stream(
+        self, message: type[Message], handle: Callable[[Any, Call], AsyncGenerator[Message]]
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        # A coroutine that writes, and no generator: where the client leaves, gRPC cancels a
+        # coroutine wherever it waits, and what it holds is let go of at once.
+        async def call(data: bytes, context: Context) -> None:
+            async with self._counted(data, message, context):
+                request, known = await self._admit(data, message, context)
+                async with aclosing(handle(request, known)) as replies:
+                    async for reply in replies:
+                        if context.cancelled():
+                            raise asyncio.CancelledError
+                        await context.write(reply.SerializeToString())
+
+        return grpc.unary_stream_rpc_method_handler(call)  # pyright: ignore[reportArgumentType]
+
+    @asynccontextmanager
+    async def _counted(
+        self, data: bytes, message: type[Message], context: Context
+    ) -> AsyncIterator[None]:
+        """Count a call while it is in flight; end it with the status of what it raises."""
+        self._in_flight += 1
+        self._bytes_in_flight += len(data)
+        self._idle.clear()
+        try:
+            yield
+            return
+        except RequestError as error:
+            failure = error
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Exception:  # noqa: BLE001 - to the log in full, to the client as INTERNAL
+            _log.exception("%s failed", message.DESCRIPTOR.name)
+            failure = RequestError(Reason.INTERNAL, "a defect of the server; its log has the trace")
+        finally:
+            self._in_flight -= 1
+            self._bytes_in_flight -= len(data)
+            if self._in_flight == 0:
+                self._idle.set()
+        await _abort(context, failure)
+
+    async def _admit(
+        self, data: bytes, message: type[Message], context: Context
+    ) -> tuple[Message, Call]:
+        """The parsed request, unless the server is draining or busy or it is too large."""
+        started = time.perf_counter()
         if self._draining:
             raise RequestError(
                 Reason.DRAINING,
@@ -164,12 +188,10 @@ class Front:
                 f"limits are {_MAX_CALLS} and {_MAX_BYTES}",
                 retry_delay_seconds=_BUSY_RETRY_SECONDS,
             )
-        request = await self._parse(data, message)
         # None where the client set no deadline, whatever the stubs say.
         remaining: float | None = cast("float | None", context.time_remaining())
         deadline = None if remaining is None else self._clock() + remaining
-        reply = await handle(request, Call(started, deadline))
-        return reply.SerializeToString()
+        return await self._parse(data, message), Call(started, deadline)
 
     async def _parse(self, data: bytes, message: type[Message]) -> Message:
         try:

@@ -109,6 +109,11 @@ class DrawHistories:
                 entry.seeds.popitem(last=False)
         return past_on_grid(entry.seeds[seed], self._schedule)
 
+    def look(self, key: HistoryKey) -> Past | None:
+        """The past as of now, to be reported; ``recall`` is what draws are planned on."""
+        entry = self._entries.get(key)
+        return None if entry is None else past_on_grid(entry.statistics, self._schedule)
+
     def record(self, key: HistoryKey, timesteps: Int64Array, residuals: Float64Array) -> None:
         """Add the draws of an answered request.
 

@@ -12,7 +12,7 @@ from carv_server.replicas.protocol import Branch
 from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.plan import DrawPlan, Sampling
 
-__all__ = ["DrawSpec", "EstimateRequest", "PredictRequest", "RequestLimits"]
+__all__ = ["DrawSpec", "EstimateRequest", "PredictRequest", "ProfileRequest", "RequestLimits"]
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -87,3 +87,25 @@ class PredictRequest:
     branch: Branch
     plan: DrawPlan
     seed: int
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """A checked ProfileTeacher.
+
+    Attributes:
+        latents, reference_latents: float32 [R, *event_shape].
+        bins: most bins over log-SNR.
+        draws_per_bin: of each render, even.
+        history: label of the history that is looked at, and added to where ``warm``.
+    """
+
+    latents: Float32Array
+    reference_latents: Float32Array | None
+    branches: Sequence[Branch]
+    objective: ObjectiveTables
+    bins: int
+    draws_per_bin: int
+    seed: int
+    history: str
+    warm: bool

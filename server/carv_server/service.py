@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,18 +20,22 @@ from carv_server.conditioning import ConditioningStore, blend_handle, source_han
 from carv_server.encode import (
     encode_diagnostics,
     encode_draws,
+    encode_profile,
     encode_sampling,
     encode_teacher,
 )
 from carv_server.errors import RequestError, invalid
 from carv_server.estimate import estimate_gradient, predict_noise
 from carv_server.history import DrawHistories
+from carv_server.profile import profile_teacher
 from carv_server.replicas.protocol import Conditioning, Replica
 from carv_server.request import DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
 from carv_server.teachers.protocol import Source, SourceError
-from carv_server.validation.requests import RequestContext, check_estimate, check_predict
+from carv_server.validation.profile import check_profile
+from carv_server.validation.requests import check_estimate, check_predict
 from carv_server.validation.sources import check_blend, check_source
+from carv_server.validation.subject import RequestContext
 
 __all__ = ["Call", "ServedTeacher", "TeacherService"]
 
@@ -162,6 +167,28 @@ class TeacherService:
             draws_spent=checked.plan.timesteps.size,
             timings=_timings(call, prediction.queue_seconds, prediction.compute_seconds),
         )
+
+    async def profile_teacher(
+        self, request: pb.ProfileTeacherRequest, call: Call
+    ) -> AsyncGenerator[pb.ProfileTeacherResponse]:
+        teacher = self._teacher(request.teacher)
+        checked = await self._aside(lambda: check_profile(request, self._context(teacher)))
+        description = teacher.replicas[0].description
+        measuring = profile_teacher(
+            checked, description.schedule, teacher.scheduler, teacher.histories, call.deadline
+        )
+        async with aclosing(measuring) as steps:
+            async for step in steps:
+                profile = None
+                if step.result is not None:
+                    profile = encode_profile(
+                        step.result,
+                        checked.objective,
+                        evaluation_seconds=teacher.scheduler.evaluation_seconds,
+                        digest=description.digest,
+                        seed=checked.seed,
+                    )
+                yield pb.ProfileTeacherResponse(progress=step.share, profile=profile)
 
     def _teacher(self, teacher_id: str) -> ServedTeacher:
         if not teacher_id:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -24,7 +24,10 @@ REQUESTS = {
     "CreateConditioning": pb.CreateConditioningRequest,
     "EstimateGradient": pb.EstimateGradientRequest,
     "PredictNoise": pb.PredictNoiseRequest,
+    "RefineGradient": pb.RefineGradientRequest,
+    "ProfileTeacher": pb.ProfileTeacherRequest,
 }
+STREAMS = {"RefineGradient", "ProfileTeacher"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Refusal:
 
 
 Answer = Message | bytes | Refusal | float
-"""A reply, its bytes, a status to end with, or seconds to stall."""
+"""A reply, its bytes, a status to end with, or seconds to stall. A stream takes several."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,12 @@ class Call:
 class ScriptedServer:
     """Context manager; answers are asked of ``answer(method, request)`` on the server's thread."""
 
-    answer: Callable[[str, Any], Answer]
+    answer: Callable[[str, Any], Answer | Sequence[Answer]]
     max_message_bytes: int = 4 * 1024 * 1024
     calls: list[Call] = field(default_factory=list[Call])
     address: str = ""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    """Set once a client has left a stream."""
 
     def __enter__(self) -> Self:
         started = threading.Event()
@@ -103,29 +108,44 @@ class ScriptedServer:
         await self._stop.wait()
         await server.stop(0)
 
-    def handler(self, method: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
-        async def handle(data: bytes, context: Any) -> bytes:
+    def handler(self, method: str) -> Callable[[bytes, Any], Awaitable[bytes | None]]:
+        async def handle(data: bytes, context: Any) -> bytes | None:
             request = REQUESTS[method].FromString(data)
             metadata = dict(context.invocation_metadata())
             left = context.time_remaining()
             self.calls.append(Call(method, request, metadata, time.monotonic(), left))
-            answer = self.answer(method, request)
-            if isinstance(answer, float):
-                await asyncio.sleep(answer)
-                return b""
-            if isinstance(answer, bytes):
-                return answer
-            if isinstance(answer, Refusal):
-                trailing: tuple[Any, ...] = ()
-                if answer.details is not None:
-                    code = answer.code.value[0]
-                    status = encode_status(code, answer.message, answer.details)
-                    trailing = ((STATUS_METADATA_KEY, status),)
-                await context.abort(answer.code, answer.message, trailing)
-            assert isinstance(answer, Message), "abort raises"
-            return answer.SerializeToString()
+            answers = self.answer(method, request)
+            if isinstance(answers, Message | bytes | Refusal | float):
+                answers = [answers]
+            if method not in STREAMS:
+                return await self._say(answers[0], context)
+            try:
+                for answer in answers:
+                    piece = await self._say(answer, context)
+                    if not isinstance(answer, float):
+                        await context.write(piece)
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+            return None
 
         return handle
+
+    async def _say(self, answer: Answer, context: Any) -> bytes:
+        if isinstance(answer, float):
+            await asyncio.sleep(answer)
+            return b""
+        if isinstance(answer, bytes):
+            return answer
+        if isinstance(answer, Refusal):
+            trailing: tuple[Any, ...] = ()
+            if answer.details is not None:
+                code = answer.code.value[0]
+                status = encode_status(code, answer.message, answer.details)
+                trailing = ((STATUS_METADATA_KEY, status),)
+            await context.abort(answer.code, answer.message, trailing)
+        assert isinstance(answer, Message), "abort raises"
+        return answer.SerializeToString()
 
 
 class _Handler(grpc.GenericRpcHandler):
@@ -136,7 +156,12 @@ class _Handler(grpc.GenericRpcHandler):
         method = handler_call_details.method.rpartition("/")[2]
         if method not in REQUESTS:
             return None
-        return grpc.unary_unary_rpc_method_handler(self._server.handler(method))
+        kind = (
+            grpc.unary_stream_rpc_method_handler
+            if method in STREAMS
+            else grpc.unary_unary_rpc_method_handler
+        )
+        return kind(self._server.handler(method))
 
 
 def fails_first(times: int, refusal: Refusal) -> Callable[[str, Any], Answer]:

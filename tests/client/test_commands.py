@@ -121,7 +121,7 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
     assert "usage:" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["teachers", "estimate"])
+@pytest.mark.parametrize("command", ["teachers", "estimate", "profile"])
 def test_help_tells_the_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

@@ -39,7 +39,7 @@ def test_both_clients_have_the_same_methods_with_the_same_signatures() -> None:
     blocking, asynchronous = methods(TeacherClient), methods(AsyncTeacherClient)
     assert set(blocking) == set(asynchronous)
     for name, member in asynchronous.items():
-        assert inspect.iscoroutinefunction(member)
+        assert inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
         assert inspect.signature(blocking[name]) == inspect.signature(member)
         assert member.__doc__, name
 

@@ -20,13 +20,13 @@ SOURCES = ("proto/carv", "client/carv_client", "server/carv_server")
 SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
-    ("serve_command", "demo"),  # the subcommands
+    ("serve_command", "profile_plot", "demo"),  # the subcommands
     ("serve",),  # the composition root
     ("front",),  # the gRPC front
     ("config",),  # gathers the parts' own settings; no part reads it
     ("service",),
     ("encode",),
-    ("validation", "request", "estimate", "conditioning"),
+    ("validation", "request", "profile", "estimate", "conditioning"),
     ("scheduler",),
     ("job", "packing", "history"),
     ("replicas",),
@@ -75,7 +75,7 @@ FORBIDDEN = (
         ("carv_server",),
         frozenset({"carv_client"}),
         "the server does not need its client",
-        but=("carv_server.cli", "carv_server.demo"),
+        but=("carv_server.cli", "carv_server.profile_plot", "carv_server.demo"),
     ),
 )
 

@@ -16,6 +16,7 @@ __all__ = [
     "adaptive_table",
     "importance_weights",
     "inverse_cdf",
+    "proportional_table",
     "weight_table",
 ]
 
@@ -38,7 +39,7 @@ def weight_table(objective: ObjectiveTables) -> Float64Array | None:
     It can hurt where ||f|| does not follow w. Where w vanishes, so does the integrand, and q may
     be zero there without bias. None where w is zero wherever p is not.
     """
-    return _proportional(objective, np.ones_like(objective.prior))
+    return proportional_table(objective, np.ones_like(objective.prior))
 
 
 def adaptive_table(objective: ObjectiveTables, root_moment: Float64Array) -> Float64Array | None:
@@ -51,14 +52,14 @@ def adaptive_table(objective: ObjectiveTables, root_moment: Float64Array) -> Flo
     Args:
         root_moment: float64 [N], at least zero; fixed before the draws.
     """
-    best = _proportional(objective, root_moment)
+    best = proportional_table(objective, root_moment)
     if best is None:
         return None
     return (1.0 - DEFENSIVE_SHARE) * best + DEFENSIVE_SHARE * objective.prior
 
 
-def _proportional(objective: ObjectiveTables, factor: Float64Array) -> Float64Array | None:
-    """p |w| factor, normalised; None where that is zero everywhere."""
+def proportional_table(objective: ObjectiveTables, factor: Float64Array) -> Float64Array | None:
+    """p |w| factor, normalised, float64 [N]; None where that is zero everywhere."""
     used = objective.prior > 0  # the weighting may be infinite elsewhere
     scale = np.abs(np.where(used, objective.weighting, 0.0)) * factor
     # The largest first: products of a prior near the float limits stay finite.

@@ -90,10 +90,9 @@ class Front:
             "ProfileTeacher": self._service.profile_teacher,
             "RefineGradient": self._service.refine_gradient,
         }
+        methods = pb.DESCRIPTOR.services_by_name["TeacherService"].methods_by_name
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
-        for name, method in pb.DESCRIPTOR.services_by_name[
-            "TeacherService"
-        ].methods_by_name.items():
+        for name, method in methods.items():
             message = getattr(pb, method.input_type.name)
             if method.server_streaming:
                 handlers[name] = self._stream(message, streams[name])

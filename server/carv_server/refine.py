@@ -152,7 +152,6 @@ class Refinement:
             sizes = self._rule.blocks(
                 self._rule.checkpoint(stage) - self._rule.checkpoint(stage - 1)
             )
-            places: list[tuple[list[Block | None], ...]] = []
             for s in (0, 1):
                 self._row[s].append([None] * len(sizes) if s in going else [])
             places = [self._row[s][-1] for s in going]
@@ -160,7 +159,7 @@ class Refinement:
             number += len(sizes)
             for s in (0, 1):
                 if self._ends[s] is None:
-                    self._ends[s] = self._rule.ending(_done(self._row[1 - s]), stage)
+                    self._ends[s] = self._rule.ending(_done(self._row[self._judge(s)]), stage)
         for s, end in enumerate(self._ends):
             if end is not None and end.extra:
                 self._last[s].extend([None] * len(self._rule.blocks(end.extra)))
@@ -172,6 +171,10 @@ class Refinement:
             ]
         )
         return self.combined()
+
+    def _judge(self, stream: int) -> int:
+        """The stream whose blocks say where a stream ends."""
+        return 1 - stream
 
     def _goes_on(self, stream: int, stage: int) -> bool:
         """Whether the next stage of a stream is needed: for itself, or to end the other."""

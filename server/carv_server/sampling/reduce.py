@@ -100,11 +100,9 @@ def _twins(sums: torch.Tensor, keys: torch.Tensor) -> dict[int, float]:
     order = torch.argsort(keys[:, 0] % 2, stable=True)
     first, second = order.reshape(2, -1)
     squares = (sums[first.to(sums.device)] - sums[second.to(sums.device)]).square().sum(dim=1)
-    totals: dict[int, float] = {}
-    owners = (keys[first, 0] // 2).tolist()
-    for render, square in zip(owners, squares.cpu().tolist(), strict=True):
-        totals[render] = totals.get(render, 0.0) + square / 2.0
-    return totals
+    owners = (keys[first, 0] // 2).numpy()
+    totals = np.bincount(owners, squares.cpu().numpy() / 2.0)
+    return {int(render): float(totals[render]) for render in np.unique(owners)}
 
 
 def _moments(

@@ -29,7 +29,7 @@ from carv_client._errors import (
 )
 from carv_client._guidance import guidance_branches
 from carv_client._profile_types import ProfileBin, TeacherProfile
-from carv_client._sync import TeacherClient
+from carv_client._sync import ReplyIterator, TeacherClient
 from carv_client._types import (
     Branch,
     Conditioning,
@@ -39,6 +39,7 @@ from carv_client._types import (
     EstimateOptions,
     Limits,
     NoisePrediction,
+    RefinedEstimate,
     Teacher,
 )
 
@@ -65,6 +66,8 @@ __all__ = [
     "NotFoundError",
     "PermissionDeniedError",
     "ProfileBin",
+    "RefinedEstimate",
+    "ReplyIterator",
     "ResourceExhaustedError",
     "Teacher",
     "TeacherClient",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self, Unpack, overload
@@ -26,6 +26,7 @@ from carv_client._transport import (
     LIST_TEACHERS,
     PREDICT_NOISE,
     PROFILE_TEACHER,
+    REFINE_GRADIENT,
     Deadline,
     Transport,
 )
@@ -41,6 +42,7 @@ from carv_client._types import (
     NoisePrediction,
     ObjectiveOptions,
     Proposal,
+    RefinedEstimate,
     Sampler,
     Teacher,
     WireDtype,
@@ -334,6 +336,68 @@ class AsyncTeacherClient:
         )
         return _replies.estimate(reply)
 
+    async def refine_gradient(
+        self,
+        latents: npt.ArrayLike,
+        conditioning: Conditionings | None = None,
+        *,
+        target_relative_standard_error: float = 0.0,
+        max_draws: int = 0,
+        max_seconds: float = 0.0,
+        seed: int | None = None,
+        sampler: Sampler | None = None,
+        proposal: Proposal | None = None,
+        coupling: Coupling | None = None,
+        control_variate: ControlVariate | None = None,
+        history: str = "",
+        timeout: float | None = None,
+        **objective: Unpack[ObjectiveOptions],
+    ) -> AsyncGenerator[RefinedEstimate]:
+        """Estimate the gradient of ``estimate_gradient`` until it is good enough: yields running
+        means, at most about ten a second, and at last the final one.
+
+        Each render ends by itself, at the first of the bounds given; at least one must be. The
+        final mean is unbiased: how many draws it has is settled by draws that it does not rest
+        on. Ends are planned ahead, so the standard error reached scatters around the target by
+        some per cent; the one reached is in the reply. Closing the generator ends the call.
+
+        Args:
+            latents, conditioning: as in ``estimate_gradient``.
+            target_relative_standard_error: √(noise variance) / ‖g‖ to aim at; 0: no target.
+            max_draws: most draws of one render; 0: as many as the server's limit of evaluations
+                leaves to each.
+            max_seconds: end after so long with what there is; 0: a little ahead of the call's
+                deadline, ``timeout``.
+            seed: likewise; the same seed gives the same draws, and the same ends but for time.
+            sampler, proposal, coupling, control_variate, history: as in ``estimate_gradient``.
+            objective: ``guidance_scale`` and all others of ``estimate_gradient`` that say what
+                is estimated.
+
+        Raises:
+            InvalidRequestError: with every field that breaks the contract.
+            InternalError: reason NON_FINITE_RESULT where the teacher gave NaN or infinity.
+        """
+        deadline = self._deadline(timeout)
+        settings = ObjectiveSettings(**objective)
+        question = await pose(self._handles, latents, conditioning, settings, deadline)
+        request = _requests.refinement(
+            question.teacher,
+            question.latents,
+            question.objective,
+            _requests.sampling(0, sampler, proposal, coupling, control_variate, history),
+            target=target_relative_standard_error,
+            max_draws=max_draws,
+            max_seconds=max_seconds,
+        )
+        _set_seed(request, seed)
+        fill = question.filler(self._handles, request.objective)
+        replies = self._handles.stream(
+            REFINE_GRADIENT, request, fill, question.conditionings, deadline
+        )
+        async with aclosing(replies):
+            async for reply in replies:
+                yield _replies.refined(reply)
+
     async def predict_noise(
         self,
         latents: npt.ArrayLike | None = None,
@@ -460,7 +524,10 @@ class AsyncTeacherClient:
 
 
 def _set_seed(
-    request: pb.EstimateGradientRequest | pb.PredictNoiseRequest | pb.ProfileTeacherRequest,
+    request: pb.EstimateGradientRequest
+    | pb.RefineGradientRequest
+    | pb.PredictNoiseRequest
+    | pb.ProfileTeacherRequest,
     seed: int | None,
 ) -> None:
     if seed is None:

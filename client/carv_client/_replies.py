@@ -15,11 +15,12 @@ from carv_client._types import (
     Estimate,
     Limits,
     NoisePrediction,
+    RefinedEstimate,
     Teacher,
     frozen,
 )
 
-__all__ = ["conditioning", "estimate", "noise_prediction", "profile", "teacher"]
+__all__ = ["conditioning", "estimate", "noise_prediction", "profile", "refined", "teacher"]
 
 
 def teacher(message: teacher_pb2.Teacher) -> Teacher:
@@ -139,6 +140,43 @@ def estimate(message: teacher_service_pb2.EstimateGradientResponse) -> Estimate:
             if drawn
             else None
         ),
+    )
+
+
+def refined(message: teacher_service_pb2.RefineGradientResponse) -> RefinedEstimate:
+    """Decode a running mean."""
+    pb = teacher_service_pb2
+    used, timings = message.sampling, message.timings
+    going = pb.STOP_REASON_UNSPECIFIED
+    return RefinedEstimate(
+        gradient=_array(message.gradient),
+        noise_variance=_array(message.noise_variance)
+        if message.HasField("noise_variance")
+        else None,
+        variance_estimator=_name(
+            pb.VarianceEstimator, "VARIANCE_ESTIMATOR_", message.variance_estimator
+        ),
+        relative_standard_error=_array(message.relative_standard_error).astype(float),
+        draws=_array(message.draws),
+        stop_reasons=tuple(
+            None if reason == going else _name(pb.StopReason, "STOP_REASON_", reason)
+            for reason in message.stop_reasons
+        ),
+        final=message.final,
+        seed=message.seed,
+        sampler=_name(sampling_pb2.TimestepSampler, "TIMESTEP_SAMPLER_", used.timestep_sampler),
+        proposal=_name(sampling_pb2.Proposal, "PROPOSAL_", used.proposal),
+        coupling=_name(sampling_pb2.NoiseCoupling, "NOISE_COUPLING_", used.noise_coupling),
+        control_variate=_name(
+            sampling_pb2.ControlVariate, "CONTROL_VARIATE_", used.control_variate
+        ),
+        history=used.history,
+        draws_spent=message.draws_spent,
+        evaluations_spent=message.evaluations_spent,
+        teacher_digest=message.teacher_digest,
+        queue_seconds=timings.queue_seconds,
+        compute_seconds=timings.compute_seconds,
+        total_seconds=timings.total_seconds,
     )
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "explicit_draws",
     "objective",
     "profile",
+    "refinement",
     "render_count",
     "sampling",
     "source",
@@ -140,6 +141,27 @@ def sampling(
     )
 
 
+def refinement(
+    teacher: str,
+    latents: Tensor,
+    objective: objective_pb2.Objective,
+    drawn: sampling_pb2.Sampling,
+    *,
+    target: float,
+    max_draws: int,
+    max_seconds: float,
+) -> teacher_service_pb2.RefineGradientRequest:
+    """A RefineGradient without handles and seed."""
+    pb = teacher_service_pb2
+    request = _make("max_draws", pb.RefineGradientRequest, teacher=teacher, max_draws=max_draws)
+    request.latents.CopyFrom(latents)
+    request.objective.CopyFrom(objective)
+    request.sampling.CopyFrom(drawn)
+    request.target_relative_standard_error = _number("target_relative_standard_error", target)
+    request.max_seconds = _number("max_seconds", max_seconds)
+    return request
+
+
 def profile(
     teacher: str,
     latents: Tensor,
@@ -155,6 +177,7 @@ def profile(
             raise invalid(field, "0; must be at least 2")
     return _make(
         "profile",
+        "refinement",
         teacher_service_pb2.ProfileTeacherRequest,
         teacher=teacher,
         latents=latents,

@@ -277,4 +277,5 @@ class TeacherClient:
     create_conditioning = _blocking(AsyncTeacherClient.create_conditioning)
     estimate_gradient = _blocking(AsyncTeacherClient.estimate_gradient)
     predict_noise = _blocking(AsyncTeacherClient.predict_noise)
+    refine_gradient = _streaming(AsyncTeacherClient.refine_gradient)
     profile_teacher = _blocking(AsyncTeacherClient.profile_teacher)

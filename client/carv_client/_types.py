@@ -29,6 +29,7 @@ __all__ = [
     "NoisePrediction",
     "ObjectiveOptions",
     "Proposal",
+    "RefinedEstimate",
     "Sampler",
     "Teacher",
     "WireDtype",
@@ -240,6 +241,45 @@ class Estimate:
     """Label of the past that was learned from; None where the draws were the client's own."""
     control_variate: str | None = None
     """Control variate used; None where the draws were the client's own."""
+
+
+@dataclass(frozen=True, eq=False)
+class RefinedEstimate:
+    """A running mean of ``refine_gradient`` over the draws so far."""
+
+    gradient: Float32Array = field(repr=False)
+    """[R, *event_shape], float32, writable."""
+    noise_variance: Float32Array | None
+    """[R]: estimate of tr Cov of each render's gradient over (t, ε); None where a render has a
+    single draw."""
+    variance_estimator: str
+    """"unbiased", "conservative" or "unavailable"."""
+    relative_standard_error: Float64Array
+    """[R]: √(noise variance) / ‖g‖, ‖g‖² less the noise in it; infinite where that is not above
+    zero."""
+    draws: Int64Array
+    """[R]: draws in each render's mean."""
+    stop_reasons: tuple[str | None, ...]
+    """For each render "target", "draw_budget" or "time_budget"; None while it goes on."""
+    final: bool
+    """Whether this is the last one."""
+    seed: int
+    """The seed used; send it again for the same draws."""
+    sampler: str
+    """Timestep sampler used."""
+    proposal: str
+    coupling: str
+    control_variate: str
+    history: str
+    draws_spent: int
+    """Over all renders, with draws that only settled where others end."""
+    evaluations_spent: int
+    """draws_spent · branches."""
+    teacher_digest: str
+    queue_seconds: float
+    compute_seconds: float
+    total_seconds: float
+    """From decoding the request to encoding this reply, on the server."""
 
 
 @dataclass(frozen=True, eq=False)

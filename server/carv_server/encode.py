@@ -9,6 +9,7 @@ from carv.tensors import encode_tensor
 from carv.v1 import sampling_pb2, teacher_pb2, teacher_service_pb2, tensor_pb2
 from carv_server.estimate import Estimate, VarianceEstimator
 from carv_server.profile import MeasuredProfile
+from carv_server.refine import Refined, StopReason
 from carv_server.request import RequestLimits
 from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.plan import ControlVariate, NoiseCoupling, Resolved
@@ -22,6 +23,7 @@ __all__ = [
     "encode_diagnostics",
     "encode_draws",
     "encode_profile",
+    "encode_refined",
     "encode_sampling",
     "encode_teacher",
 ]
@@ -59,6 +61,12 @@ _VARIANCE_ESTIMATORS = {
     VarianceEstimator.UNAVAILABLE: teacher_service_pb2.VARIANCE_ESTIMATOR_UNAVAILABLE,
     VarianceEstimator.UNBIASED: teacher_service_pb2.VARIANCE_ESTIMATOR_UNBIASED,
     VarianceEstimator.CONSERVATIVE: teacher_service_pb2.VARIANCE_ESTIMATOR_CONSERVATIVE,
+}
+_STOP_REASONS = {
+    None: teacher_service_pb2.STOP_REASON_UNSPECIFIED,
+    StopReason.TARGET: teacher_service_pb2.STOP_REASON_TARGET,
+    StopReason.DRAW_BUDGET: teacher_service_pb2.STOP_REASON_DRAW_BUDGET,
+    StopReason.TIME_BUDGET: teacher_service_pb2.STOP_REASON_TIME_BUDGET,
 }
 _TENSOR_DTYPES = {
     torch.float32: tensor_pb2.D_TYPE_FLOAT32,
@@ -195,4 +203,30 @@ def encode_profile(
         seed=seed,
         draws_spent=measured.draws,
         evaluations_spent=measured.evaluations,
+    )
+
+
+def encode_refined(
+    refined: Refined,
+    *,
+    history: str,
+    seed: int,
+    teacher_digest: str,
+    timings: teacher_service_pb2.Timings,
+) -> teacher_service_pb2.RefineGradientResponse:
+    variance = refined.noise_variance
+    return teacher_service_pb2.RefineGradientResponse(
+        gradient=encode_tensor(refined.gradient),
+        noise_variance=None if variance is None else encode_tensor(variance),
+        variance_estimator=_VARIANCE_ESTIMATORS[refined.variance_estimator],
+        relative_standard_error=encode_tensor(refined.relative_standard_error),
+        draws=encode_tensor(refined.draws),
+        stop_reasons=[_STOP_REASONS[reason] for reason in refined.stop_reasons],
+        final=refined.final,
+        teacher_digest=teacher_digest,
+        seed=seed,
+        sampling=encode_sampling(refined.sampling, 0, history),
+        draws_spent=refined.draws_spent,
+        evaluations_spent=refined.evaluations_spent,
+        timings=timings,
     )

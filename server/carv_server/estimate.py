@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +41,13 @@ __all__ = [
     "VarianceEstimator",
     "estimate_gradient",
     "make_work",
+    "planned_order",
     "predict_noise",
     "reduce_moments",
+    "together",
 ]
+
+T = TypeVar("T")
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -142,14 +146,14 @@ async def estimate_gradient(
         ]
     else:
         plans = [spec]
-    parts = await _together([_evaluate(request, plan, scheduler, deadline) for plan in plans])
+    parts = await together([_evaluate(request, plan, scheduler, deadline) for plan in plans])
     if key is not None:
         for part in parts:
             histories.record(key, part.plan.timesteps.reshape(-1), part.residuals.reshape(-1, 3))
     return _merged(parts, resolved, request.objective)
 
 
-async def _together(work: Sequence[Coroutine[Any, Any, _Part]]) -> list[_Part]:
+async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """All of them; the first failure cancels the others."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
@@ -174,7 +178,7 @@ async def _evaluate(
     assert result.reduction is not None and result.residuals is not None
     gradient, variance = reduce_moments(result.reduction, plan, request.latents.shape)
     residuals = np.empty((plan.timesteps.size, 3))
-    residuals[_planned_order(plan)] = result.residuals.numpy()
+    residuals[planned_order(plan)] = result.residuals.numpy()
     shape = (plan.renders, plan.draws, 3)
     return _Part(plan, gradient, variance, residuals.reshape(shape), work.evaluations, result)
 
@@ -226,7 +230,7 @@ async def predict_noise(
     result = await scheduler.submit(work, deadline)
     assert result.predictions is not None
     flat = np.empty_like(result.predictions.numpy())
-    flat[_planned_order(plan)] = result.predictions.numpy()
+    flat[planned_order(plan)] = result.predictions.numpy()
     return Prediction(
         flat.reshape(plan.renders, plan.draws, *request.latents.shape[1:]),
         work.evaluations,
@@ -235,7 +239,7 @@ async def predict_noise(
     )
 
 
-def _planned_order(plan: DrawPlan) -> npt.NDArray[np.int64]:
+def planned_order(plan: DrawPlan) -> npt.NDArray[np.int64]:
     """Flat draw indices, renders in order and the draws of a cell next to each other."""
     renders = np.repeat(np.arange(plan.renders), plan.draws)
     return np.lexsort((plan.groups.reshape(-1), plan.cells.reshape(-1), renders))
@@ -251,7 +255,7 @@ def make_work(
     noisy: bool = False,
 ) -> Work:
     """All draws of a request, cells contiguous. Without an objective: predictions are kept."""
-    order = _planned_order(plan)
+    order = planned_order(plan)
     t = plan.timesteps.reshape(-1)[order]
     draws = len(order)
     if objective is None:

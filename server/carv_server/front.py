@@ -78,7 +78,7 @@ class Front:
         return pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """One raw handler for every method of the service descriptor that is served."""
+        """One raw handler for every method of the service descriptor."""
         unary: dict[str, Callable[[Any, Call], Awaitable[Message]]] = {
             "ListTeachers": self._service.list_teachers,
             "GetTeacher": self._service.get_teacher,
@@ -88,15 +88,16 @@ class Front:
         }
         streams: dict[str, Callable[[Any, Call], AsyncGenerator[Message]]] = {
             "ProfileTeacher": self._service.profile_teacher,
+            "RefineGradient": self._service.refine_gradient,
         }
         methods = pb.DESCRIPTOR.services_by_name["TeacherService"].methods_by_name
         handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
         for name, method in methods.items():
             message = getattr(pb, method.input_type.name)
-            if name in unary:
-                handlers[name] = self._unary(message, unary[name])
-            elif name in streams:
+            if method.server_streaming:
                 handlers[name] = self._stream(message, streams[name])
+            else:
+                handlers[name] = self._unary(message, unary[name])
         return grpc.method_handlers_generic_handler(self.service_name, handlers)
 
     def drain(self) -> None:

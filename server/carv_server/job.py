@@ -117,6 +117,7 @@ class Job:
             noise_indices=work.noise_indices[rows],
             groups=work.groups[rows],
             cells=work.cells[rows],
+            streams=None if work.streams is None else work.streams[rows],
             signs=work.signs[rows],
             scales=work.scales[rows],
             branch_coefficients=work.branch_coefficients[:, rows],

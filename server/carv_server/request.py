@@ -12,7 +12,14 @@ from carv_server.replicas.protocol import Branch
 from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.plan import DrawPlan, Sampling
 
-__all__ = ["DrawSpec", "EstimateRequest", "PredictRequest", "ProfileRequest", "RequestLimits"]
+__all__ = [
+    "DrawSpec",
+    "EstimateRequest",
+    "PredictRequest",
+    "ProfileRequest",
+    "RefineRequest",
+    "RequestLimits",
+]
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -72,6 +79,30 @@ class EstimateRequest:
     draws: DrawSpec | DrawPlan
     seed: int
     return_draws: bool
+
+
+@dataclass(frozen=True)
+class RefineRequest:
+    """A checked RefineGradient.
+
+    Attributes:
+        latents, reference_latents: float32 [R, *event_shape].
+        sampling: how to draw; ``history`` is the label of its past.
+        target: relative standard error to stop at; 0: none.
+        max_draws: most draws of one render, at least 1.
+        max_seconds: time budget; None: the call's deadline alone.
+    """
+
+    latents: Float32Array
+    reference_latents: Float32Array | None
+    branches: Sequence[Branch]
+    objective: ObjectiveTables
+    sampling: Sampling
+    history: str
+    seed: int
+    target: float
+    max_draws: int
+    max_seconds: float | None
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,10 @@ class Scheduler:
         """Smoothed seconds per evaluation; 0 before the first microbatch."""
         return self._evaluation_seconds
 
+    def now(self) -> float:
+        """Reading of the clock that deadlines are on."""
+        return self._clock()
+
     @property
     def waiting_evaluations(self) -> int:
         return sum(job.waiting_evaluations for job in self._waiting)

@@ -21,6 +21,7 @@ from carv_server.encode import (
     encode_diagnostics,
     encode_draws,
     encode_profile,
+    encode_refined,
     encode_sampling,
     encode_teacher,
 )
@@ -28,11 +29,13 @@ from carv_server.errors import RequestError, invalid
 from carv_server.estimate import estimate_gradient, predict_noise
 from carv_server.history import DrawHistories
 from carv_server.profile import profile_teacher
+from carv_server.refine import refine_gradient
 from carv_server.replicas.protocol import Conditioning, Replica
 from carv_server.request import DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
 from carv_server.teachers.protocol import Source, SourceError
 from carv_server.validation.profile import check_profile
+from carv_server.validation.refine import check_refine
 from carv_server.validation.requests import check_estimate, check_predict
 from carv_server.validation.sources import check_blend, check_source
 from carv_server.validation.subject import RequestContext
@@ -152,6 +155,22 @@ class TeacherService:
             draw_table=encode_draws(estimate) if checked.return_draws else None,
             half_estimates=None if halves is None else encode_tensor(halves),
         )
+
+    async def refine_gradient(
+        self, request: pb.RefineGradientRequest, call: Call
+    ) -> AsyncGenerator[pb.RefineGradientResponse]:
+        teacher = self._teacher(request.teacher)
+        checked = await self._aside(lambda: check_refine(request, self._context(teacher)))
+        refinement = refine_gradient(checked, teacher.scheduler, teacher.histories, call.deadline)
+        async with aclosing(refinement) as means:
+            async for refined in means:
+                yield encode_refined(
+                    refined,
+                    history=checked.history,
+                    seed=checked.seed,
+                    teacher_digest=teacher.replicas[0].description.digest,
+                    timings=_timings(call, refined.queue_seconds, refined.compute_seconds),
+                )
 
     async def predict_noise(
         self, request: pb.PredictNoiseRequest, call: Call

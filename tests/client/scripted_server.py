@@ -115,7 +115,7 @@ class ScriptedServer:
             left = context.time_remaining()
             self.calls.append(Call(method, request, metadata, time.monotonic(), left))
             answers = self.answer(method, request)
-            if isinstance(answers, Message | bytes | Refusal | float):
+            if isinstance(answers, Message | bytes | Refusal | float | int):
                 answers = [answers]
             if method not in STREAMS:
                 return await self._say(answers[0], context)

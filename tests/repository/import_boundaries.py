@@ -26,7 +26,7 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),  # gathers the parts' own settings; no part reads it
     ("service",),
     ("encode",),
-    ("validation", "request", "profile", "estimate", "conditioning"),
+    ("validation", "refine", "profile", "request", "estimate", "conditioning"),
     ("scheduler",),
     ("job", "packing", "history"),
     ("replicas",),
@@ -66,7 +66,7 @@ FORBIDDEN = (
     Forbidden(
         tuple(
             f"carv_server.{name}"
-            for name in ("estimate", "scheduler", "packing", "replicas", "teachers")
+            for name in ("estimate", "refine", "scheduler", "packing", "replicas", "teachers")
         ),
         _TRANSPORT,
         "transport stays at the edge; compute raises errors of its own",

@@ -117,7 +117,7 @@ def _reduce(work: Work, noise: torch.Tensor, branches: torch.Tensor) -> WorkResu
     h, eps = residual.flatten(1).double(), noise.flatten(1).double()
     scalars = torch.stack([(h * h).sum(1), (h * eps).sum(1), (eps * eps).sum(1)], dim=1)
     return WorkResult(
-        reduction=reduce_groups(values, work.renders, work.groups, work.cells),
+        reduction=reduce_groups(values, work.renders, work.groups, work.cells, work.streams),
         residuals=scalars.cpu(),
     )
 

@@ -63,6 +63,8 @@ class Work:
         branch_coefficients: float32 [B, n], a_j(t).
         noise_coefficients: float32 [n], d(t).
         control_coefficients: float32 [n], c(t), added to d(t) but left out of ``residuals``.
+        streams: int64 [n], 0 or 1, where two streams of one plan are evaluated together, twin
+            cells next to each other; else None.
         keep_predictions: return eps_hat of every draw in place of the reduced integrand.
     """
 
@@ -80,6 +82,7 @@ class Work:
     branch_coefficients: torch.Tensor
     noise_coefficients: torch.Tensor
     control_coefficients: torch.Tensor
+    streams: torch.Tensor | None = None
     latents_are_noisy: bool = False
     keep_predictions: bool = False
 

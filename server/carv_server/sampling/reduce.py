@@ -54,14 +54,23 @@ class Reduction:
         moments: moments of group sums by (render, group size).
         spreads: by render, the sum over its cells of an estimate of sum_j Var(S_j); empty where
             every cell is one group. NaN for a cell that is one group among others that are not.
+        twins: by render, sum_j ||S_j - S'_j||^2 / 2 over the groups of two streams; empty without
+            streams.
+
+    With streams A and B, moments and spreads are by 2 render (A) and 2 render + 1 (B).
     """
 
     moments: dict[tuple[int, int], Moments]
     spreads: dict[int, float]
+    twins: dict[int, float]
 
 
 def reduce_groups(
-    values: torch.Tensor, renders: torch.Tensor, groups: torch.Tensor, cells: torch.Tensor
+    values: torch.Tensor,
+    renders: torch.Tensor,
+    groups: torch.Tensor,
+    cells: torch.Tensor,
+    streams: torch.Tensor | None = None,
 ) -> Reduction:
     """Moments and spreads, computed on the device of ``values``.
 
@@ -69,17 +78,31 @@ def reduce_groups(
         values: [n, *event_shape], one weighted integrand per draw; every draw of a cell that
             is present must be present.
         renders, groups, cells: int64 [n] on the CPU.
+        streams: int64 [n], 0 or 1: two streams of the same plan, whose groups and cells of one
+            number are twins.
 
     Two passes, so that deviations keep their digits; means come to the CPU in float64.
     """
     flat = values.flatten(1).double()
-    unique, index, sizes = _unique_rows(torch.stack([renders, groups], dim=1))
+    owners = renders if streams is None else 2 * renders + streams
+    unique, index, sizes = _unique_rows(torch.stack([owners, groups], dim=1))
     sums = flat.new_zeros(len(unique), flat.shape[1]).index_add_(0, index.to(flat.device), flat)
     moments = _moments(sums, unique[:, 0], sizes)
+    twins = {} if streams is None else _twins(sums, unique)
     if torch.equal(cells, groups):
-        return Reduction(moments, {})
+        return Reduction(moments, {}, twins)
     cell_of_group = torch.empty(len(unique), dtype=torch.int64).scatter_(0, index, cells)
-    return Reduction(moments, _spreads(sums, unique[:, 0], cell_of_group, sizes))
+    return Reduction(moments, _spreads(sums, unique[:, 0], cell_of_group, sizes), twins)
+
+
+def _twins(sums: torch.Tensor, keys: torch.Tensor) -> dict[int, float]:
+    """From group sums [G, D] and their (2 render + stream, group), every group with its twin."""
+    order = torch.argsort(keys[:, 0] % 2, stable=True)
+    first, second = order.reshape(2, -1)
+    squares = (sums[first.to(sums.device)] - sums[second.to(sums.device)]).square().sum(dim=1)
+    owners = (keys[first, 0] // 2).numpy()
+    totals = np.bincount(owners, squares.cpu().numpy() / 2.0)
+    return {int(render): float(totals[render]) for render in np.unique(owners)}
 
 
 def _moments(
@@ -156,12 +179,16 @@ def merge_reductions(parts: Iterable[Reduction]) -> Reduction:
     """Of disjoint sets of cells."""
     moments: dict[tuple[int, int], list[Moments]] = {}
     spreads: dict[int, float] = {}
+    twins: dict[int, float] = {}
     for part in parts:
         for key, value in part.moments.items():
             moments.setdefault(key, []).append(value)
         for render, spread in part.spreads.items():
             spreads[render] = spreads.get(render, 0.0) + spread
-    return Reduction({key: merge_moments(values) for key, values in moments.items()}, spreads)
+        for render, twin in part.twins.items():
+            twins[render] = twins.get(render, 0.0) + twin
+    merged = {key: merge_moments(values) for key, values in moments.items()}
+    return Reduction(merged, spreads, twins)
 
 
 def estimate_from_moments(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from carv.errors import FieldViolation, Reason
 from carv.v1 import teacher_service_pb2 as pb
-from carv_server.errors import RequestError
 from carv_server.request import DrawSpec, EstimateRequest, PredictRequest
 from carv_server.sampling.plan import DrawPlan
 from carv_server.validation.checks import FLOAT32_MAX, Violations
@@ -13,6 +11,7 @@ from carv_server.validation.subject import (
     Handles,
     RequestContext,
     check_evaluations,
+    check_reply,
     check_subject,
     checked_latents,
 )
@@ -21,7 +20,6 @@ __all__ = ["check_estimate", "check_predict"]
 
 _FLOAT32_BYTES = 4
 _DRAW_TABLE_BYTES = 8 + 8 + 4 + 4 + 4 + 4
-_REPLY_OVERHEAD_BYTES = 64 * 1024
 
 
 def check_estimate(message: pb.EstimateGradientRequest, context: RequestContext) -> EstimateRequest:
@@ -68,7 +66,7 @@ def check_estimate(message: pb.EstimateGradientRequest, context: RequestContext)
     reply = gradients * latents.size * _FLOAT32_BYTES
     if message.return_draws:
         reply += len(latents) * draws.draws * _DRAW_TABLE_BYTES
-    _check_reply(reply, context)
+    check_reply(reply, context)
     subject.handles.raise_if_gone()
     return EstimateRequest(
         latents=latents,
@@ -109,19 +107,7 @@ def check_predict(message: pb.PredictNoiseRequest, context: RequestContext) -> P
         check_evaluations(len(latents) * plan.draws, "explicit_draws", context.limits, violations)
     violations.raise_if_any()
     assert latents is not None and plan is not None
-    _check_reply(latents.size * plan.draws * _FLOAT32_BYTES, context)
+    check_reply(latents.size * plan.draws * _FLOAT32_BYTES, context)
     handles.raise_if_gone()
     seed = message.seed if message.HasField("seed") else context.new_seed()
     return PredictRequest(latents, noisy, branch, plan, seed)
-
-
-def _check_reply(size: int, context: RequestContext) -> None:
-    if size + _REPLY_OVERHEAD_BYTES > context.max_message_bytes:
-        raise RequestError(
-            Reason.MESSAGE_TOO_LARGE,
-            f"the reply would hold {size} bytes; the message limit is "
-            f"{context.max_message_bytes}: send fewer renders or draws at once",
-            violations=[
-                FieldViolation("latents", f"the reply holds {size} bytes for these renders")
-            ],
-        )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from carv.errors import FieldViolation, Reason
 from carv.v1 import teacher_service_pb2 as pb
 from carv.v1 import tensor_pb2
-from carv_server.errors import handles_gone
+from carv_server.errors import RequestError, handles_gone
 from carv_server.replicas.protocol import Branch, Conditioning
 from carv_server.request import RequestLimits
 from carv_server.sampling.objective import ObjectiveTables
@@ -21,9 +22,12 @@ __all__ = [
     "Subject",
     "SubjectMessage",
     "check_evaluations",
+    "check_reply",
     "check_subject",
     "checked_latents",
 ]
+
+_REPLY_OVERHEAD_BYTES = 64 * 1024
 
 SubjectMessage = pb.EstimateGradientRequest | pb.RefineGradientRequest | pb.ProfileTeacherRequest
 """Requests with ``latents`` and an ``objective``."""
@@ -186,4 +190,16 @@ def check_evaluations(
             field,
             f"{evaluations} evaluations (renders x draws x branches); the limit is "
             f"{limits.max_evaluations}",
+        )
+
+
+def check_reply(size: int, context: RequestContext) -> None:
+    if size + _REPLY_OVERHEAD_BYTES > context.max_message_bytes:
+        raise RequestError(
+            Reason.MESSAGE_TOO_LARGE,
+            f"the reply would hold {size} bytes; the message limit is "
+            f"{context.max_message_bytes}: send fewer renders or draws at once",
+            violations=[
+                FieldViolation("latents", f"the reply holds {size} bytes for these renders")
+            ],
         )

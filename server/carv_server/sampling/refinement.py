@@ -1,0 +1,238 @@
+"""Draws until a target standard error, exactly unbiased: two streams that stop each other.
+
+The draws of a render come in two streams A and B that share no randomness, each in blocks: one
+stratified plan each, their sizes given by a fixed row of checkpoints n_1 < n_2 < ... Stream A
+ends where the blocks of B say, and B where those of A say: at a checkpoint, or with one last
+block of a size that the other stream's blocks *up to that checkpoint* determine. Only blocks of
+the fixed row are ever looked at; a stream whose end is known goes on along the row, unused, while
+the other's end is not.
+
+Unbiased. Let m_A(n) be the mean of A's first n draws; E m_A(n) = g for every n, as for any plan of
+fixed size. The blocks of the fixed row are functions of their stream's randomness alone, and so
+N_A is a function of B's randomness alone. Hence E m_A(N_A) = sum_n P(N_A = n) E m_A(n) = g: no
+selection, no term in 1/n. Likewise for B, and (m_A + m_B) / 2 has mean g exactly. Weights by size
+would depend on both streams, and unequal sizes cost the equal weights a term of second order only.
+It also holds that each stream's own variance estimate is not selected by its end.
+
+Not so with the obvious rules. A stream that ends on its own draws ends early where these happen to
+look good. Cross-stopping without a fixed row leaks: A's first draws would set the size of
+B's next block, and that block A's end.
+
+The price: ends are planned from a stream's first half or so, never checked against all draws; the
+standard error reached scatters around the target by some per cent, and is stated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Block", "Combined", "Ending", "StoppingRule", "combine"]
+
+Float64Array = npt.NDArray[np.float64]
+
+_FIRST_DRAWS = 12
+_GROWTH = 2.0
+_LEAST_BLOCK = 4
+# A need so near the next checkpoint ends there: both streams then mostly end alike, and no block
+# is made for the other's sake alone.
+_SNAP_DOWN, _SNAP_UP = 1.1, 0.85
+# K W(K) = a (1 + b / K) falls towards a as strata shrink and pairs come closer: b as measured for
+# adjacent antithetic strata, and as collapsed strata see it, which are conservative at small K.
+# Only the number of draws rests on these.
+_OVERHEAD, _COLLAPSED_OVERHEAD = 1.4, 5.5
+_LARGEST_BLOCK = 64
+_MOST_BLOCKS = 512
+
+
+@dataclass(frozen=True)
+class Block:
+    """One plan of draws of one stream, evaluated.
+
+    Attributes:
+        mean: float64 [D].
+        variance: estimate of tr Cov of ``mean`` from this stream alone, conservative under
+            strata; NaN where there is none.
+        twin_variance: the same from the differences to the other stream's block in each stratum,
+            unbiased (two draws in a stratum: Cochran 1977, Section 5.12); NaN where the other
+            stream has no such block.
+    """
+
+    draws: int
+    mean: Float64Array
+    variance: float
+    twin_variance: float = math.nan
+
+
+@dataclass(frozen=True)
+class Combined:
+    """Both streams together.
+
+    Attributes:
+        mean: float64 [D].
+        variance: estimate of tr Cov of ``mean``; NaN for a single draw.
+        by_spread: whether ``variance`` rests on single streams' own variances, which under strata
+            are conservative.
+    """
+
+    draws: int
+    mean: Float64Array
+    variance: float
+    by_spread: bool
+
+    @property
+    def relative_standard_error(self) -> float:
+        """sqrt(variance) / ||g||, the square of the norm less the noise in it; infinite where
+        that is not above zero."""
+        signal = float(self.mean @ self.mean) - self.variance  # NaN compares false
+        return math.sqrt(self.variance / signal) if signal > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Where a stream ends: at checkpoint number ``checkpoint`` (from 1), and ``extra`` draws.
+
+    Attributes:
+        capped: the draw budget ended it, not the target.
+    """
+
+    checkpoint: int
+    extra: int
+    capped: bool
+
+
+@dataclass(frozen=True)
+class StoppingRule:
+    """When a stream of one render ends.
+
+    Args:
+        target: relative standard error of the mean of both streams; 0: none.
+        most: draws of one stream, at least 1.
+        stratified: whether a block costs draws of its own, as under strata it does.
+    """
+
+    target: float
+    most: int
+    stratified: bool = True
+
+    def checkpoint(self, number: int) -> int:
+        """n_number, draws of a stream; n_0 = 0."""
+        if number == 0:
+            return 0
+        return min(self.most, round(_FIRST_DRAWS * _GROWTH ** min(number - 1, 64)))
+
+    def blocks(self, draws: int) -> list[int]:
+        """Cut into blocks of a bounded size, so that a mean moves on while a long stage runs and
+        little is lost where time runs out; even ones but for the last."""
+        count = max(1, math.ceil(draws / max(_LARGEST_BLOCK, self.most // _MOST_BLOCKS)))
+        size = 2 * math.ceil(draws / (2 * count))
+        return [min(size, draws - start) for start in range(0, draws, size)]
+
+    def ending(self, other: Sequence[Block], number: int) -> Ending | None:
+        """The end of a stream, from the other one's blocks up to a checkpoint; None: look again
+        at the next one.
+
+        Args:
+            other: blocks of the other stream that make up its first n_number draws.
+        """
+        here, following = self.checkpoint(number), self.checkpoint(number + 1)
+        if self._reached(other, here):
+            return Ending(number, 0, capped=False)
+        if here == self.most:
+            return Ending(number, 0, capped=True)
+        needed = self._needed(other)
+        if needed > _SNAP_DOWN * following:
+            return None
+        extra = max(_LEAST_BLOCK, 2 * math.ceil((needed - here) / 2))
+        if needed >= _SNAP_UP * following or here + extra >= following:
+            # At the budget, whether the target is met is for the last look to say.
+            return None if following == self.most else Ending(number + 1, 0, capped=False)
+        return Ending(number, extra, capped=False)
+
+    def _reached(self, other: Sequence[Block], here: int) -> bool:
+        if not self.target > 0:
+            return False
+        per_draw, signal = self._moments(other)
+        variance = per_draw * (here + self._overhead * len(other)) / here**2
+        return signal > 0 and variance / 2.0 <= _SNAP_DOWN * self.target**2 * signal
+
+    def _needed(self, other: Sequence[Block]) -> float:
+        """The N that solves a (N + b (blocks + 1)) / N^2 / 2 = target^2 ||g||^2."""
+        per_draw, signal = self._moments(other)
+        allowed = 2.0 * self.target**2 * signal
+        if not (allowed > 0 and per_draw < math.inf):
+            return math.inf
+        half = per_draw / (2.0 * allowed)
+        return half + math.sqrt(half**2 + 2.0 * half * self._overhead * (len(other) + 1))
+
+    def _moments(self, blocks: Sequence[Block]) -> tuple[float, float]:
+        """a, and ||g||^2 without the noise in it; (inf, -inf) where no block has a variance."""
+        known = [block for block in blocks if not math.isnan(block.variance)]
+        if not known:
+            return math.inf, -math.inf
+        seen = _COLLAPSED_OVERHEAD if self.stratified else 0.0
+        total = sum(block.draws**2 * block.variance for block in known)
+        per_draw = total / sum(block.draws + seen for block in known)
+        mean, draws = _mean(blocks)
+        noise = per_draw * (draws + self._overhead * len(blocks)) / draws**2
+        return per_draw, float(mean @ mean) - noise
+
+    @property
+    def _overhead(self) -> float:
+        return _OVERHEAD if self.stratified else 0.0
+
+
+def _mean(blocks: Sequence[Block]) -> tuple[Float64Array, int]:
+    draws = sum(block.draws for block in blocks)
+    total = np.sum([block.draws * block.mean for block in blocks], axis=0)
+    return total / draws, draws
+
+
+def combine(first: Sequence[Block], second: Sequence[Block]) -> Combined:
+    """(m_A + m_B) / 2 with its variance, or the one stream that has any blocks.
+
+    The variance of a block is that by twins where it has one; else that of as many draws of the
+    blocks with twins, which are of like size; and only without any twins its own.
+    """
+    streams = [blocks for blocks in (first, second) if blocks]
+    every = [block for blocks in streams for block in blocks]
+    by_twins = _per_draw([(block.draws, block.twin_variance) for block in every])
+    by_spread = _per_draw([(block.draws, block.variance) for block in every])
+
+    def squared_error(block: Block) -> float:
+        """Variance of the sum over a block's draws."""
+        if not math.isnan(block.twin_variance):
+            return block.draws**2 * block.twin_variance
+        if not math.isnan(by_twins):
+            return block.draws * by_twins
+        if not math.isnan(block.variance):
+            return block.draws**2 * block.variance
+        return block.draws * by_spread
+
+    means = [_mean(blocks)[0] for blocks in streams]
+    sizes = [sum(block.draws for block in blocks) for blocks in streams]
+    variance = (
+        sum(
+            sum(squared_error(block) for block in blocks) / size**2
+            for blocks, size in zip(streams, sizes, strict=True)
+        )
+        / len(streams) ** 2
+    )
+    spread = math.isnan(by_twins) and not math.isnan(variance)
+    if math.isnan(variance) and len(streams) == 2:
+        # The streams are independent with one mean: unbiased, if rough.
+        difference = means[0] - means[1]
+        variance = float(difference @ difference) / 4.0
+    return Combined(sum(sizes), np.mean(means, axis=0), variance, spread)
+
+
+def _per_draw(variances: Sequence[tuple[int, float]]) -> float:
+    """Variance of one draw, from (draws, variance of their mean); NaN where none is known."""
+    known = [(draws, value) for draws, value in variances if not math.isnan(value)]
+    if not known:
+        return math.nan
+    return sum(draws**2 * value for draws, value in known) / sum(draws for draws, _ in known)

@@ -28,6 +28,7 @@ from carv_client._errors import (
     UnavailableError,
 )
 from carv_client._guidance import guidance_branches
+from carv_client._options import EstimateOptions
 from carv_client._sync import TeacherClient
 from carv_client._types import (
     Branch,
@@ -35,14 +36,15 @@ from carv_client._types import (
     ConditioningTensor,
     DrawTable,
     Estimate,
-    EstimateOptions,
     Limits,
     NoisePrediction,
     Teacher,
 )
+from carv_client.planner import AmortisationWarning, DrawPlanner, Plan
 
 __all__ = [
     "DEFAULT_ADDRESS",
+    "AmortisationWarning",
     "AsyncTeacherClient",
     "AuthenticationError",
     "Branch",
@@ -52,6 +54,7 @@ __all__ = [
     "Conditioning",
     "ConditioningTensor",
     "DeadlineExceededError",
+    "DrawPlanner",
     "DrawTable",
     "Estimate",
     "EstimateOptions",
@@ -63,6 +66,7 @@ __all__ = [
     "NoisePrediction",
     "NotFoundError",
     "PermissionDeniedError",
+    "Plan",
     "ResourceExhaustedError",
     "Teacher",
     "TeacherClient",

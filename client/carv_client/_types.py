@@ -21,8 +21,8 @@ __all__ = [
     "Coupling",
     "DrawArguments",
     "DrawTable",
+    "Draws",
     "Estimate",
-    "EstimateOptions",
     "Guidance",
     "Limits",
     "NamedWeighting",
@@ -37,6 +37,8 @@ Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
+Draws = int | Literal["auto"]
+"""K, or what a planner chooses."""
 Sampler = Literal["iid", "stratified", "global", "nested"]
 """Where the timesteps of the draws are placed."""
 Proposal = Literal["prior", "weight", "adaptive"]
@@ -255,36 +257,6 @@ class NoisePrediction:
     queue_seconds: float
     compute_seconds: float
     total_seconds: float
-
-
-class EstimateOptions(TypedDict, total=False):
-    """The keyword arguments of ``estimate_gradient``, for functions that pass them on."""
-
-    draws: int
-    guidance_scale: float
-    guidance: Guidance
-    negative_prompt: str | None
-    seed: int | None
-    teacher: str | None
-    timestep_range: tuple[float, float]
-    prior: npt.ArrayLike | None
-    weighting: NamedWeighting | npt.ArrayLike
-    sampler: Sampler | None
-    proposal: Proposal | None
-    coupling: Coupling | None
-    control_variate: ControlVariate | None
-    history: str
-    branches: Sequence[Branch] | None
-    noise_coefficient: npt.ArrayLike
-    reference_latents: npt.ArrayLike | None
-    timesteps: npt.ArrayLike | None
-    noise_indices: npt.ArrayLike | None
-    signs: npt.ArrayLike | None
-    importance_weights: npt.ArrayLike | None
-    wire_dtype: WireDtype | None
-    return_draws: bool
-    return_half_estimates: bool
-    timeout: float | None
 
 
 def as_tuple(conditioning: Conditionings) -> tuple[Conditioning, ...]:

@@ -1,0 +1,54 @@
+"""The keyword arguments of ``estimate_gradient`` as a type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy.typing as npt
+
+from carv_client._types import (
+    Branch,
+    ControlVariate,
+    Coupling,
+    Draws,
+    Guidance,
+    NamedWeighting,
+    Proposal,
+    Sampler,
+    WireDtype,
+)
+from carv_client.planner import DrawPlanner
+
+__all__ = ["EstimateOptions"]
+
+
+class EstimateOptions(TypedDict, total=False):
+    """The keyword arguments of ``estimate_gradient``, for functions that pass them on."""
+
+    draws: Draws
+    planner: DrawPlanner | None
+    guidance_scale: float
+    guidance: Guidance
+    negative_prompt: str | None
+    seed: int | None
+    teacher: str | None
+    timestep_range: tuple[float, float]
+    prior: npt.ArrayLike | None
+    weighting: NamedWeighting | npt.ArrayLike
+    sampler: Sampler | None
+    proposal: Proposal | None
+    coupling: Coupling | None
+    control_variate: ControlVariate | None
+    history: str
+    branches: Sequence[Branch] | None
+    noise_coefficient: npt.ArrayLike
+    reference_latents: npt.ArrayLike | None
+    timesteps: npt.ArrayLike | None
+    noise_indices: npt.ArrayLike | None
+    signs: npt.ArrayLike | None
+    importance_weights: npt.ArrayLike | None
+    wire_dtype: WireDtype | None
+    return_draws: bool
+    return_half_estimates: bool
+    timeout: float | None

@@ -177,7 +177,6 @@ def profile(
             raise invalid(field, "0; must be at least 2")
     return _make(
         "profile",
-        "refinement",
         teacher_service_pb2.ProfileTeacherRequest,
         teacher=teacher,
         latents=latents,

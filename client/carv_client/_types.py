@@ -21,13 +21,12 @@ __all__ = [
     "Coupling",
     "DrawArguments",
     "DrawTable",
+    "Draws",
     "Estimate",
-    "EstimateOptions",
     "Guidance",
     "Limits",
     "NamedWeighting",
     "NoisePrediction",
-    "ObjectiveOptions",
     "Proposal",
     "RefinedEstimate",
     "Sampler",
@@ -39,6 +38,8 @@ Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
+Draws = int | Literal["auto"]
+"""K, or what a planner chooses."""
 Sampler = Literal["iid", "stratified", "global", "nested"]
 """Where the timesteps of the draws are placed."""
 Proposal = Literal["prior", "weight", "adaptive"]
@@ -296,41 +297,6 @@ class NoisePrediction:
     queue_seconds: float
     compute_seconds: float
     total_seconds: float
-
-
-class ObjectiveOptions(TypedDict, total=False):
-    """The keyword arguments of ``estimate_gradient`` that say what is estimated."""
-
-    guidance_scale: float
-    guidance: Guidance
-    negative_prompt: str | None
-    teacher: str | None
-    timestep_range: tuple[float, float]
-    prior: npt.ArrayLike | None
-    weighting: NamedWeighting | npt.ArrayLike
-    branches: Sequence[Branch] | None
-    noise_coefficient: npt.ArrayLike
-    reference_latents: npt.ArrayLike | None
-    wire_dtype: WireDtype | None
-
-
-class EstimateOptions(ObjectiveOptions, total=False):
-    """The keyword arguments of ``estimate_gradient``, for functions that pass them on."""
-
-    draws: int
-    seed: int | None
-    sampler: Sampler | None
-    proposal: Proposal | None
-    coupling: Coupling | None
-    control_variate: ControlVariate | None
-    history: str
-    timesteps: npt.ArrayLike | None
-    noise_indices: npt.ArrayLike | None
-    signs: npt.ArrayLike | None
-    importance_weights: npt.ArrayLike | None
-    return_draws: bool
-    return_half_estimates: bool
-    timeout: float | None
 
 
 def as_tuple(conditioning: Conditionings) -> tuple[Conditioning, ...]:

@@ -243,7 +243,7 @@ class BlockEvaluator:
         self.draws_spent += len(work.timesteps)
         self.queue_seconds = min(self.queue_seconds, result.queue_seconds)
         self.compute_seconds += result.compute_seconds
-        collapsed = plans[0].collapsed
+        collapsed = bool(reduction.spreads)
         twin = math.nan
         if len(plans) == 2 and collapsed:
             twin = reduction.twins[render] / draws**2

@@ -38,8 +38,10 @@ def methods(kind: type) -> dict[str, Any]:
 def test_both_clients_have_the_same_methods_with_the_same_signatures() -> None:
     blocking, asynchronous = methods(TeacherClient), methods(AsyncTeacherClient)
     assert set(blocking) == set(asynchronous)
+    local = {"planner"}  # makes no call
     for name, member in asynchronous.items():
-        assert inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
+        calls = inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
+        assert name in local or calls
         assert inspect.signature(blocking[name]) == inspect.signature(member)
         assert member.__doc__, name
 

@@ -191,8 +191,8 @@ def bin_moments(draws: BinDraws, objective: ObjectiveTables) -> BinMoments:
     return BinMoments(
         second_moment=float(squares.mean()),
         second_moment_error=error,
-        squared_mean=float(np.mean(mean_squares - variance_of_mean)),
-        even_second_moment=float(np.mean(mean_squares + draws.deviation / pairs)),
+        squared_mean=float(mean_squares.mean()) - float(variance_of_mean.mean()),
+        even_second_moment=float((mean_squares + draws.deviation / pairs).mean()),
         noise_slope=float(draws.noise_products.sum()) / noise if noise > 0 else 0.0,
         residual_moment=float(draws.squared_norms.mean()),
         mean_variance=float(variance_of_mean.mean()),

@@ -17,8 +17,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 __all__ = [
@@ -134,15 +136,18 @@ def _spreads(
     means /= draws.to(sums.device).unsqueeze(1)
     residuals = sums - means[where] * sizes.to(sums.device).unsqueeze(1)
     squares = residuals.square().sum(dim=1).cpu().numpy()
-    cell, size = index.numpy(), sizes.numpy()
-    count, total = counts.numpy()[cell], draws.numpy()[cell]
+    cell: npt.NDArray[np.int64] = index.numpy()
+    size: npt.NDArray[np.int64] = sizes.numpy()
+    count: npt.NDArray[np.int64] = counts.numpy()[cell]
+    total: npt.NDArray[np.int64] = draws.numpy()[cell]
     # Equal groups: m / (m - 1); a lone group has no spread to go by.
     weights = np.where(count > 1, count / np.maximum(count - 1.0, 1.0), math.nan)
     # A cell of pairs and a single: groups come sorted by render and group, so by cell.
-    for mixed in np.unique(cell[size * count != total]):
-        first = int(np.searchsorted(cell, mixed))
+    uneven: npt.NDArray[np.int64] = np.unique(cell[size * count != total])
+    for mixed in uneven:
+        first = int(np.searchsorted(cell, mixed))  # pyright: ignore[reportUnknownArgumentType]
         members = slice(first, first + int(count[first]))
-        sizes_of_cell: list[int] = [int(n) for n in size[members]]
+        sizes_of_cell = cast("list[int]", size[members].tolist())
         by_size = _group_weights(Counter(sizes_of_cell), int(total[first]))
         weights[members] = [by_size[n] for n in sizes_of_cell]
     owners = renders.numpy()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -108,7 +108,7 @@ def _sharing(first: Float64Array, second: Float64Array, draws: int) -> Measured:
     return _over_replicates(both, gain)
 
 
-def _over_replicates(pool: Float64Array, statistic: Any) -> Measured:
+def _over_replicates(pool: Float64Array, statistic: Callable[[Float64Array], float]) -> Measured:
     def without(left_out: int | None) -> float:
         keep = [i for i in range(len(pool)) if i != left_out]
         return statistic(pool[keep])
@@ -119,9 +119,11 @@ def _over_replicates(pool: Float64Array, statistic: Any) -> Measured:
 def _features(session: Session, example: State, plan: DrawPlan, seed: int) -> Float64Array:
     """Projected gradients of every draw, [replicates, strata, P]."""
     folder = embedded_folder() / "unet"
-    unet: Any = load_diffusers_model(
+    loaded = load_diffusers_model(
         UNet2DConditionModel, folder, device=torch.device("cpu"), dtype=torch.float32
-    ).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    )
+    # Untyped in its library.
+    unet = cast(Any, loaded)
     seen: list[torch.Tensor] = []
 
     def remember(module: torch.nn.Module, inputs: Sequence[torch.Tensor], output: Any) -> None:
@@ -143,14 +145,16 @@ def _features(session: Session, example: State, plan: DrawPlan, seed: int) -> Fl
     )
     z = alpha * x + sigma * noise
     embedding = laboratory.conditioning(example.conditioning).tensors["encoder_hidden_states"]
-    projection = _projection(unet.conv_out.weight.numel())
+    projection = _projection(int(unet.conv_out.weight.numel()))
     found: list[torch.Tensor] = []
     for start in range(0, len(t), ROWS):
         rows = slice(start, start + ROWS)
         with torch.inference_mode():
             steps = torch.from_numpy(schedule.model_timesteps[t[rows]]).float()
             condition = embedding.expand(len(steps), *embedding.shape)
-            predicted = unet(z[rows], steps, encoder_hidden_states=condition).sample
+            predicted = cast(
+                torch.Tensor, unet(z[rows], steps, encoder_hidden_states=condition).sample
+            )
             residual = 2.0 * (predicted - noise[rows]).flatten(2)
             patches = torch.nn.functional.unfold(seen[0], 3, padding=1)
             gradient = torch.einsum("nop,ncp->noc", residual, patches).flatten(1)

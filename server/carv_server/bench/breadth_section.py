@@ -246,6 +246,7 @@ def _weightings(session: Session) -> None:
             "RE against iid uniform",
             path,
             baseline=1.0,
+            joined=False,
             ticks=[label.partition(",")[0].replace("dreamfusion_", "df ") for label in labels],
         ),
     )

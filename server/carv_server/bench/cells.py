@@ -72,19 +72,18 @@ class Cell:
 
     def add(self, replicates: Float64Array) -> None:
         """Independent replicates [n, D]."""
-        x = replicates.astype(np.float64)
-        if self.count == 0:
-            self.mean = np.zeros(x.shape[1])
+        x: Float64Array = np.asarray(replicates, dtype=np.float64)
+        start: Float64Array = self.mean if self.count else np.zeros(int(x.shape[1]))
         seen = self.count + np.arange(len(x))
         # Deviations from the running mean keep their digits.
-        deviation = x - self.mean
-        before = np.cumsum(deviation, axis=0) - deviation
-        gap = deviation - before / np.maximum(seen, 1)[:, None]
+        deviation: Float64Array = np.subtract(x, start)
+        before: Float64Array = np.subtract(np.cumsum(deviation, axis=0), deviation)
+        gap: Float64Array = np.subtract(deviation, before / np.maximum(seen, 1)[:, None])
         steps = seen / (seen + 1) * np.einsum("nd,nd->n", gap, gap)
         self._sum += float(steps.sum())
         self._squares += float((steps**2).sum())
         self.count += len(x)
-        self.mean = self.mean + deviation.sum(axis=0) / self.count
+        self.mean = start + deviation.sum(axis=0) / self.count
 
     def merge(self, other: Cell) -> None:
         """Replicates of another cell of the same law."""

@@ -11,13 +11,21 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 
 from carv_server.bench.cells import Measured, mean_of
 
 __all__ = ["Curve", "plot_bars", "plot_curves"]
 
-_COLOURS = ("#8a8a8a", "#b5541c", "#d9a441", "#1f5fa8", "#3a9a6b", "#7b4fa3", "#c2447a")
+_COLOURS = {
+    "ours": "#1f5fa8",
+    "paper": "#b5541c",
+    "iid uniform": "#7d7d7d",
+    "strata only": "#7b4fa3",
+    "weight + antithetic": "#d9a441",
+    "oracle proposal": "#3a9a6b",
+}
+_OTHERS = ("#3a9a6b", "#c2447a", "#1f5fa8", "#8a6d3b", "#7b4fa3")
 _MARKERS = "osD^vPX"
 _PANEL = (5.0, 3.9)
 _DOTS_PER_INCH = 110
@@ -35,7 +43,7 @@ def plot_bars(
     for axis, (title, bars) in zip(axes, panels.items(), strict=True):
         for i, (name, values) in enumerate(bars.items()):
             mean = mean_of(values)
-            axis.bar(i, mean.value, yerr=mean.error, color=_COLOURS[i], capsize=3, alpha=0.85)
+            axis.bar(i, mean.value, yerr=mean.error, color=_colour(name, i), capsize=3, alpha=0.85)
             offsets = np.linspace(-0.25, 0.25, len(values)) if len(values) > 1 else [0.0]
             axis.scatter(
                 [i + offset for offset in offsets],
@@ -50,7 +58,6 @@ def plot_bars(
                 f"{mean.value:.2f}", (i, 0.02), xycoords=("data", "axes fraction"), ha="center",
                 fontsize=8, color="white", fontweight="bold",
             )  # fmt: skip
-            del name
         axis.axhline(1.0, color="black", lw=0.8, ls=":")
         axis.set_xticks(range(len(bars)), list(bars), rotation=28, ha="right", fontsize=8)
         axis.set_title(title, fontsize=10)
@@ -68,24 +75,31 @@ def plot_curves(
     log_y: bool = False,
     baseline: float | None = None,
     ticks: Sequence[str] | None = None,
+    joined: bool = True,
+    dodge: bool = False,
 ) -> None:
     """A panel for each key, a curve with error bars for each name in it. Curves of one name have
     one colour in all panels; ``name|style`` draws the curves of one name in other dashes.
-    ``ticks`` names the abscissae 0, 1, 2, ..."""
+    ``ticks`` names the abscissae 0, 1, 2, ...; without ``joined`` points stand alone."""
     figure, axes = _figure(len(panels))
     names = list(dict.fromkeys(n.partition("|")[0] for panel in panels.values() for n in panel))
     styles = list(dict.fromkeys(n.partition("|")[2] for panel in panels.values() for n in panel))
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         for full, (x, values, labels) in curves.items():
             name, _, style = full.partition("|")
-            colour = _COLOURS[names.index(name) % len(_COLOURS)]
+            place = names.index(name)
+            colour = _colour(name, place)
+            if ticks is not None or dodge:
+                # Side by side, so that error bars do not hide each other.
+                shift = (place - (len(names) - 1) / 2) * 0.06
+                x = [v * (1 + shift / 2) if log_x else v + shift for v in x]
             axis.errorbar(
                 x,
                 [v.value for v in values],
                 yerr=[v.error for v in values],
                 color=colour,
                 marker=_MARKERS[styles.index(style) % len(_MARKERS)],
-                ls=("-", "--", ":", "-.")[styles.index(style) % 4],
+                ls=("-", "--", ":", "-.")[styles.index(style) % 4] if joined else "",
                 ms=4,
                 lw=1.3,
                 capsize=2,
@@ -115,16 +129,27 @@ def plot_curves(
             )
         if log_y:
             axis.set_yscale("log")
+            plain = ticker.LogFormatter(minor_thresholds=(2, 0.5))
+            axis.yaxis.set_major_formatter(ticker.FuncFormatter(_plain_number))
+            axis.yaxis.set_minor_formatter(plain)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(horizontal)
     axes[0].set_ylabel(vertical)
     handles, labels = axes[0].get_legend_handles_labels()
-    columns = min(len(labels), 3)
+    columns = len(labels) if len(labels) <= 4 and len(panels) > 1 else min(3, len(labels))
     rows = -(-len(labels) // columns)
-    figure.tight_layout(rect=(0, 0.055 * rows + 0.01, 1, 1))
+    figure.tight_layout(rect=(0, 0.05 * rows + 0.01, 1, 1))
     figure.legend(handles, labels, frameon=False, loc="lower center", ncols=columns, fontsize=8)
     figure.savefig(path, dpi=_DOTS_PER_INCH)
     pyplot.close(figure)
+
+
+def _plain_number(value: float, position: int | None) -> str:
+    return f"{value:g}"
+
+
+def _colour(name: str, place: int) -> str:
+    return _COLOURS.get(name, _OTHERS[place % len(_OTHERS)])
 
 
 def _figure(panels: int, wide: float = 1.0) -> tuple[Any, list[Any]]:

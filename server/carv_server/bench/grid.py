@@ -1,15 +1,14 @@
 """Variance of one gradient from R renders and K draws each, in latent and in parameter space.
 
-With R views drawn independently, V(R, K) = B / R + W(R, K): B is the variance between views, W
-the variance over draws at given views, averaged over them. Draws of different renders are
-independent for iid and per-render strata, so that W(R, K) = W(1, K) / R there; and iid draws have
-W(1, K) = W(1, 1) / K. Both are used for the methods that they hold for. Samplers that couple
-renders are measured at every (R, K), on tuples of different views.
+With R views drawn independently and uniformly from C of them, V(R, K) = B / R + W(R, K): B is the
+variance between views, W the variance over draws at given views, averaged over them. Draws of
+different renders are independent for iid and per-render strata, so that W(R, K) = W(1, K) / R
+there; and iid draws have W(1, K) = W(1, 1) / K. Both are used for the methods that they hold
+for. Samplers that couple renders are measured at every (R, K), on tuples of different views.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,26 +148,25 @@ def _done(cells: dict[str, list[Cell]], effort: Effort) -> bool:
 
 
 def between_views(values: Float64Array) -> Measured:
-    """B: tr Cov over views of the exact gradients, from replicates [C, M, P] at each view.
+    """B: tr Cov of the exact gradient at a view drawn uniformly from these, from replicates
+    [C, M, P] at each.
 
-    A U-statistic over replicates and views; the error is that of the draws at these views,
-    by a jackknife over replicates.
+    Unbiased over the draws (a U-statistic over replicates); its error, by a jackknife over
+    replicates, is that of the draws and not of the choice of views.
     """
     count, replicates = values.shape[0], values.shape[1]
-    blocks = np.array_split(np.arange(replicates), min(8, replicates))
+    blocks = min(8, replicates)
+    block_of = np.floor(np.arange(replicates, dtype=np.float64) * (blocks / replicates + 1e-9))
 
     def statistic(left_out: int | None) -> float:
-        keep: Sequence[int] = [
-            i for b, block in enumerate(blocks) if b != left_out for i in block.tolist()
-        ]
-        x = values[:, keep]
-        m = len(keep)
+        x = values[:, block_of != (-1 if left_out is None else left_out)]
+        m = x.shape[1]
         total = x.sum(axis=1)
         squares = np.einsum("cmp,cmp->c", x, x)
         own = (np.einsum("cp,cp->c", total, total) - squares) / (m * (m - 1))
         means = total / m
         cross = means @ means.T
         off = (cross.sum() - np.trace(cross)) / (count * (count - 1))
-        return float(own.mean() - off)
+        return float(own.mean() - off) * (count - 1) / count
 
-    return jackknife(len(blocks), statistic)
+    return jackknife(blocks, statistic)

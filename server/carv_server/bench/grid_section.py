@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from carv_server.bench.cells import Measured, mean_of
 from carv_server.bench.figures import Curve, plot_curves
-from carv_server.bench.grid import SPACES, GridStudy, between_views, measure_within
+from carv_server.bench.grid import SPACES, GridStudy, Replicates, between_views, measure_within
 from carv_server.bench.methods import OURS, PAPER, UNIFORM, Method, guided_objective
 from carv_server.bench.parameter import Views, draw_views
 from carv_server.bench.serving import Chain
@@ -58,13 +59,16 @@ def _study(session: Session, views: Views, objective: ObjectiveTables) -> GridSt
     past = _warm(session, views, objective)
     within: dict[tuple[str, str, int, int], Measured] = {}
 
-    def replicates(method: Method, renders: int, draws: int):
+    def replicates(method: Method, renders: int, draws: int) -> Replicates:
         session.say(f"(R, K) = ({renders}, {draws}), {views.stage.stage}: {method.name}")
         known = past if method.learns else None
+        effort = scale.grid_effort
+        # A single draw is cheap, and all rests on it; a replicate of more renders tells more.
+        times = 8.0 if method is UNIFORM else renders**-0.5
+        effort = replace(effort, most=int(effort.most * times))
         return measure_within(
-            laboratory, views, method, objective, known, renders, draws, scale.grid_effort,
-            session.seeds,
-        )  # fmt: skip
+            laboratory, views, method, objective, known, renders, draws, effort, session.seeds
+        )
 
     single = replicates(UNIFORM, 1, 1)
     for draws in scale.grid_draws:
@@ -100,16 +104,20 @@ def _write_grid(session: Session, studies: list[GridStudy]) -> None:
         "Variance and effective compute multiplier over (R, K)",
         f"One gradient of {session.scale.prompts[0]!r} from R views and K draws of each, guidance "
         f"{GRID_GUIDANCE:g}: within is the variance over draws, total adds that between views, "
-        "B / R. RE and ECM are against iid uniform: RE of the total variance at the same (R, K), "
-        f"ECM at c_up/c_den = {_FIGURE_RATIO:g} against (2, 1). Paired methods: see the module's "
-        "account of what is measured and what follows from independence.",
+        f"B / R, R views drawn from {session.scale.cameras}. RE is against iid uniform at the same "
+        f"(R, K), of either variance; ECM at c_up/c_den = {_FIGURE_RATIO:g} against iid uniform "
+        "at (2, 1). iid draws are measured at K = 1 and the paper's at R = 1, from which the rest "
+        "follows by independence; ours, which couples renders, everywhere.",
         (
             "stage", "space", "method", "R", "K", "within", "total", "RE within", "RE total",
             f"ECM at {_FIGURE_RATIO:g}",
         ),
     )  # fmt: skip
     for study in studies:
-        for (space, method, renders, draws), within in study.within.items():
+        order = [m.name for m in _METHODS]
+        for (space, method, renders, draws), within in sorted(
+            study.within.items(), key=lambda item: (item[0][0], order.index(item[0][1]), item[0])
+        ):
             base = study.within[space, "uniform", renders, draws]
             point = (method, renders, draws)
             table.add(
@@ -131,7 +139,7 @@ def _write_grid(session: Session, studies: list[GridStudy]) -> None:
         session.draw(
             f"grid_{space}",
             f"Variance of one gradient in {space} space against its compute R (c_up + K c_den) "
-            f"at c_up/c_den = {_FIGURE_RATIO:g}; points are labelled with K.",
+            f"at c_up/c_den = {_FIGURE_RATIO:g}; ours is labelled with K.",
             lambda path, space=space: plot_curves(
                 {s.views.stage.stage: _grid_curves(session, s, space) for s in studies},
                 "compute of one gradient, c_den = 1",
@@ -151,7 +159,7 @@ def _grid_curves(session: Session, study: GridStudy, space: str) -> dict[str, Cu
             curves[f"{_LABELS[method.name]}|R = {renders}"] = (
                 [renders * (_FIGURE_RATIO + k) for k in draws],
                 [study.total(space, method.name, renders, k) for k in draws],
-                [str(k) for k in draws],
+                [str(k) for k in draws] if method is OURS else None,
             )
     return curves
 
@@ -281,5 +289,6 @@ def _measure_strata(session: Session, views: Views, objective: ObjectiveTables) 
             path,
             log_x=True,
             baseline=1.0,
+            dodge=True,
         ),
     )

@@ -183,6 +183,7 @@ def _by_kind(session: Session, ratios: Ratios) -> None:
             path,
             baseline=1.0,
             ticks=kinds,
+            joined=False,
         ),
     )
 

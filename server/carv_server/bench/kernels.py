@@ -72,12 +72,14 @@ class Bank:
         signs = np.array([1.0, -1.0])[None, :, None, None]
         h = np.einsum("bt,tsbnd->tsnd", a, self.predictions)
         h += d[:, None, None, None] * signs * self.noise[None, None]
-        parts = np.array_split(np.arange(self.noise.shape[0]), BLOCKS)
+        noises = self.noise.shape[0]
+        block_of: npt.NDArray[np.int64] = np.arange(noises, dtype=np.int64) * BLOCKS // noises
         same: list[Float64Array] = []
         opposite: list[Float64Array] = []
         totals: list[Float64Array] = []
         squares: list[Float64Array] = []
-        for part in parts:
+        for block in range(BLOCKS):
+            part = block_of == block
             plus, minus = (h[:, s, part].reshape(len(t), -1) for s in (0, 1))
             mean = (h[:, 0, part] + h[:, 1, part]) / 2
             cross = plus @ minus.T
@@ -86,7 +88,7 @@ class Bank:
             opposite.append((cross + cross.T) / 2)
             totals.append(mean.sum(axis=1))
             squares.append(flat @ flat.T)
-        counts = np.array([len(part) for part in parts])
+        counts = np.bincount(block_of, minlength=BLOCKS)
         return BlockSums(
             counts, np.stack(same), np.stack(opposite), np.stack(totals), np.stack(squares)
         )
@@ -200,8 +202,10 @@ def noise_control(bank: Bank, objective: ObjectiveTables) -> Float64Array:
     a, d = objective.branch_coefficients[:, t], objective.noise_coefficient[t]
     signs = np.array([1.0, -1.0])
     norm = float(np.square(bank.noise, dtype=np.float64).sum())
-    products = np.einsum("bt,tsbnd,s,nd->t", a, bank.predictions, signs, bank.noise, optimize=True)
-    slope = products / (2 * norm) + d
+    products: Float64Array = np.einsum(
+        "bt,tsbnd,s,nd->t", a, bank.predictions, signs, bank.noise, optimize=True
+    )
+    slope: Float64Array = products / (2 * norm) + d
     return -np.interp(np.arange(len(objective.prior)), t, slope)
 
 
@@ -258,6 +262,5 @@ def _normal(mass: Float64Array) -> Float64Array:
 
 def _interpolation(support: npt.NDArray[np.int64], grid: npt.NDArray[np.int64]) -> Float64Array:
     """Linear between the grid's timesteps, float64 [n, T]; constant beyond its ends."""
-    return np.stack(
-        [np.interp(support, grid, np.eye(len(grid))[i]) for i in range(len(grid))], axis=1
-    )
+    columns: list[Float64Array] = [np.interp(support, grid, row) for row in np.eye(len(grid))]
+    return np.stack(columns, axis=1)

@@ -55,7 +55,7 @@ class Draws:
         t = self.plan.timesteps
         scale = self.plan.importance_weights * objective.weighting[t]
         added = self.plan.control_coefficients if control is None else control[t]
-        terms = [
+        terms: list[Float64Array] = [
             np.einsum("rk,rkd->rd", scale * coefficient[t], prediction)
             for coefficient, prediction in zip(
                 objective.branch_coefficients, self.predictions, strict=True
@@ -64,7 +64,7 @@ class Draws:
         terms.append(
             np.einsum("rk,rkd->rd", scale * (objective.noise_coefficient[t] + added), self.noise)
         )
-        return sum(terms[1:], terms[0]) / self.plan.draws
+        return np.sum(terms, axis=0) / self.plan.draws
 
 
 class Laboratory:

@@ -108,8 +108,8 @@ def _factors(jacobians: Sequence[torch.Tensor]) -> Float64Array:
             block = (jacobians[i] @ jacobians[j].T).double()
             gram[i, :, j] = block
             gram[j, :, i] = block.T
-    values, vectors = torch.linalg.eigh(gram.reshape(count * size, count * size))
+    values, vectors = np.linalg.eigh(gram.numpy().reshape(count * size, count * size))
     # Rounding leaves eigenvalues just below zero; those directions move no parameter.
     keep = values > values[-1] * 1e-9
-    factor = vectors[:, keep] * values[keep].sqrt()
-    return factor.reshape(count, size, -1).numpy()
+    factor: Float64Array = vectors[:, keep] * np.sqrt(values[keep])
+    return factor.reshape(count, size, -1)

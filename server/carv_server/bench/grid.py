@@ -48,11 +48,13 @@ class GridStudy:
     """One field.
 
     Attributes:
+        past: that the server's default was planned on.
         between: B by space.
         within: W by (space, method, R, K).
     """
 
     views: Views
+    past: Past
     between: dict[str, Measured]
     within: dict[tuple[str, str, int, int], Measured]
     draw_seconds: float

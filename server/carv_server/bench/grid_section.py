@@ -31,10 +31,9 @@ _SEED = 1 << 41
 _VIEW_SEED = 909
 
 
-def measure_grid(session: Session) -> list[GridStudy]:
+def measure_grid(session: Session) -> None:
     """Tables ``grid``, ``cost_ratios``, ``strata``; figures of the same names."""
     objective = guided_objective(session.laboratory.schedule, GRID_GUIDANCE)
-    studies: list[GridStudy] = []
     for stage in session.stages:
         if stage.prompt != session.scale.prompts[0]:
             continue
@@ -44,13 +43,11 @@ def measure_grid(session: Session) -> list[GridStudy]:
         views = draw_views(
             session.studio, stage, session.scale.cameras, _VIEW_SEED, session.advance
         )
-        session.views.append(views)
-        studies.append(_study(session, views, objective))
-        _write_grid(session, studies)
-        _write_ratios(session, studies)
+        session.studies.append(_study(session, views, objective))
+        _write_grid(session, session.studies)
+        _write_ratios(session, session.studies)
     session.say("strata over renders")
-    _measure_strata(session, session.views[-1], objective)
-    return studies
+    _measure_strata(session, session.studies[-1].views, objective)
 
 
 def _study(session: Session, views: Views, objective: ObjectiveTables) -> GridStudy:
@@ -89,7 +86,7 @@ def _study(session: Session, views: Views, objective: ObjectiveTables) -> GridSt
     evaluations = laboratory.evaluations - before
     # Two evaluations make a draw; planning and reduction are in, as they are when serving.
     seconds = 2 * (time.perf_counter() - started) / evaluations
-    return GridStudy(views, between, within, seconds)
+    return GridStudy(views, past, between, within, seconds)
 
 
 def _warm(session: Session, views: Views, objective: ObjectiveTables) -> Past:

@@ -22,7 +22,7 @@ from carv_server.bench.states import State
 from carv_server.bench.tables import Table
 from carv_server.sampling.objective import ObjectiveTables
 
-__all__ = ["at_least", "measure_headline", "never_worse"]
+__all__ = ["at_least", "at_most", "measure_headline", "never_worse"]
 
 DRAWS = 8
 _FIXED = (STRATA, PAPER, PAPER_ANTITHETIC)
@@ -209,6 +209,15 @@ def _targets(session: Session, ratios: Ratios) -> None:
 
 def at_least(claim: str, measured: Measured, wanted: float) -> Target:
     return Target(claim, f"{measured.value:.2f} ± {measured.error:.2f}", measured.value >= wanted)
+
+
+def at_most(claim: str, measured: Measured, wanted: float) -> Target:
+    """Met where the measured figure, less its error, is not above what is wanted."""
+    return Target(
+        claim,
+        f"{measured.value:.3f} ± {measured.error:.3f}",
+        measured.value - measured.error <= wanted,
+    )
 
 
 def never_worse(where: str, ratios: Sequence[Measured]) -> Target:

@@ -16,9 +16,10 @@ import numpy.typing as npt
 from carv_server.bench.laboratory import Laboratory
 from carv_server.estimate import Estimate, estimate_gradient
 from carv_server.history import DrawHistories, HistoryConfig, history_key
+from carv_server.refine import Refined, refine_gradient
 from carv_server.replicas.inprocess import InProcessReplica
 from carv_server.replicas.protocol import Branch
-from carv_server.request import DrawSpec, EstimateRequest
+from carv_server.request import DrawSpec, EstimateRequest, RefineRequest
 from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.past import Past
 from carv_server.sampling.plan import Sampling
@@ -122,6 +123,42 @@ class LiveServer:
             pasts.append(past)
         return pasts
 
+    def refine(
+        self,
+        chain: Chain,
+        target: float,
+        most: int,
+        seeds: Sequence[int],
+        together: int = 16,
+    ) -> list[Refined]:
+        """Final answers of refinements of the chain's first latents, so many at a time: further
+        requests of the same run, from which it goes on learning."""
+        limit = asyncio.Semaphore(together)
+
+        async def one(seed: int) -> Refined:
+            request = RefineRequest(
+                latents=chain.latents[:1].reshape(-1, *self._laboratory.event_shape),
+                reference_latents=None,
+                branches=self._branches(chain.prompts[0]),
+                objective=chain.objective,
+                sampling=Sampling(),
+                history=chain.label,
+                seed=seed,
+                target=target,
+                max_draws=most,
+                max_seconds=None,
+            )
+            async with limit:
+                answers = refine_gradient(request, self._scheduler, self._histories, None)
+                final = [answer async for answer in answers][-1]
+            self._laboratory.spent(final.evaluations_spent)
+            return final
+
+        async def every() -> list[Refined]:
+            return await asyncio.gather(*(one(seed) for seed in seeds))
+
+        return self._runner.run(every())
+
     def _request(
         self,
         latents: Float32Array,
@@ -134,15 +171,16 @@ class LiveServer:
         return EstimateRequest(
             latents=latents.reshape(-1, *laboratory.event_shape),
             reference_latents=None,
-            branches=[
-                Branch([laboratory.conditioning(prompt)]),
-                Branch([laboratory.conditioning(None)]),
-            ],
+            branches=self._branches(prompt),
             objective=objective,
             draws=draws,
             seed=seed,
             return_draws=False,
         )
+
+    def _branches(self, prompt: str) -> list[Branch]:
+        conditioning = self._laboratory.conditioning
+        return [Branch([conditioning(prompt)]), Branch([conditioning(None)])]
 
     async def _answer(self, request: EstimateRequest) -> Estimate:
         estimate = await estimate_gradient(request, self._scheduler, self._histories, None)

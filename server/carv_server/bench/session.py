@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from carv_server.bench.direct import Seeds
+from carv_server.bench.grid import GridStudy
 from carv_server.bench.kernels import Bank, make_bank
 from carv_server.bench.laboratory import Laboratory
-from carv_server.bench.parameter import Views
 from carv_server.bench.serving import LiveServer
 from carv_server.bench.settings import Scale
 from carv_server.bench.states import FieldStage, State, Studio
@@ -43,12 +43,13 @@ class Session:
     seeds: Seeds
     output: Path
     origin: Origin
+    threads: int
     say: Callable[[str], None]
     advance: Callable[[float], None]
     stages: list[FieldStage] = field(default_factory=list[FieldStage])
     states: list[State] = field(default_factory=list[State])
     samples: list[State] = field(default_factory=list[State])
-    views: list[Views] = field(default_factory=list[Views])
+    studies: list[GridStudy] = field(default_factory=list[GridStudy])
     tables: dict[str, Table] = field(default_factory=dict[str, Table])
     figures: dict[str, str] = field(default_factory=dict[str, str])
     targets: list[Target] = field(default_factory=list[Target])

@@ -50,6 +50,8 @@ class Scale:
         grid_effort: of a cell of the grid; replicates of each tuple of views at R = 1.
         direct_states: states of the tables over weightings and estimands, by replicates.
         attribution_examples, attribution_draws: examples, and (t, eps) of the bank they share.
+        planner_steps: that a client follows its planner.
+        camera_azimuths: of the grid of views.
         refine_runs: runs of RefineGradient.
     """
 
@@ -69,6 +71,8 @@ class Scale:
     direct_states: int
     attribution_examples: int
     attribution_draws: int
+    planner_steps: int
+    camera_azimuths: int
     refine_runs: int
 
     @property
@@ -98,6 +102,8 @@ def full_scale(minutes: float) -> Scale:
         direct_states=2,
         attribution_examples=4,
         attribution_draws=768,
+        planner_steps=240,
+        camera_azimuths=18,
         refine_runs=1000,
     )
     if share < 0.6:
@@ -124,5 +130,7 @@ def quick_scale() -> Scale:
         direct_states=1,
         attribution_examples=2,
         attribution_draws=192,
-        refine_runs=40,
+        planner_steps=48,
+        camera_azimuths=8,
+        refine_runs=24,
     )

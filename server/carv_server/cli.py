@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 from carv_client import commands as client_commands
 from carv_server import profile_plot, serve_command
+from carv_server.bench import command as bench_command
 from carv_server.demo import command as demo_command
 
 __all__ = ["main"]
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     serve_command.register(subparsers)
     demo_command.register(subparsers)
+    bench_command.register(subparsers)
     client_commands.register(subparsers, load_plot=profile_plot.load)
     arguments = parser.parse_args(argv)
     try:

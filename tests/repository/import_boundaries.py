@@ -20,6 +20,7 @@ SOURCES = ("proto/carv", "client/carv_client", "server/carv_server")
 SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
+    ("bench",),  # reads the demo's scenes and encoder
     ("serve_command", "profile_plot", "demo"),  # the subcommands
     ("serve",),  # the composition root
     ("front",),  # the gRPC front
@@ -75,7 +76,12 @@ FORBIDDEN = (
         ("carv_server",),
         frozenset({"carv_client"}),
         "the server does not need its client",
-        but=("carv_server.cli", "carv_server.profile_plot", "carv_server.demo"),
+        but=(
+            "carv_server.cli",
+            "carv_server.profile_plot",
+            "carv_server.demo",
+            "carv_server.bench",
+        ),
     ),
 )
 

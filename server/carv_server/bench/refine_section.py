@@ -1,0 +1,151 @@
+"""RefineGradient at a target of 5 %: draws against an oracle's K, and whether the claim holds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from carv_server.bench.cells import Cell, Measured, mean_of
+from carv_server.bench.figures import plot_curves
+from carv_server.bench.headline_section import at_most
+from carv_server.bench.kernels import Kernels, Measurer, measurer, strata_variance
+from carv_server.bench.methods import guided_objective
+from carv_server.bench.serving import Chain
+from carv_server.bench.session import Session
+from carv_server.bench.settings import WARM_DRAWS
+from carv_server.bench.states import State
+from carv_server.bench.tables import Table
+
+__all__ = ["measure_refinement", "oracle_draws"]
+
+_GUIDANCE = 7.5
+_TARGET = 0.05
+_MOST = 4096
+_SEED = 1 << 43
+
+
+def measure_refinement(session: Session) -> None:
+    """Table and figure ``refine``."""
+    objective = guided_objective(session.laboratory.schedule, _GUIDANCE)
+    table = Table(
+        "refine",
+        f"RefineGradient at a relative standard error of {_TARGET:.0%}",
+        "Runs of one render each, from a warm history. Draws are the mean of those spent, the "
+        "oracle's are the least fixed even K of the server's default whose true relative standard "
+        "error meets the target, by quadrature. True error is sqrt(tr Cov over runs) / ||g||, "
+        "which a client cannot know; stated error is the root mean square of what the answers "
+        "say. Kept is the true error over the target.",
+        (
+            "prompt", "state", "runs", "draws", "oracle K", "draws / oracle", "true error, %",
+            "stated error, %", "kept",
+        ),
+    )  # fmt: skip
+    states = session.states
+    runs = max(8, session.scale.refine_runs // len(states))
+    ratios: list[Measured] = []
+    kept: list[Measured] = []
+    for state in states:
+        session.say(f"refining: {state.name}")
+        chain = Chain(
+            f"refine {state.name}",
+            state.latents[None],
+            [state.conditioning],
+            objective,
+            WARM_DRAWS,
+        )
+        session.server.warm([chain], session.scale.warm_requests, _SEED)
+        answers = session.server.refine(chain, _TARGET, _MOST, session.seeds.take(runs))
+        spent = _mean([float(answer.draws_spent) for answer in answers])
+        oracle = _oracle(session, state)
+        ratio = spent.over(oracle)
+        cell = Cell()
+        cell.add(np.stack([answer.gradient.reshape(-1) for answer in answers]).astype(float))
+        true = relative_error(cell)
+        stated = [float(answer.relative_standard_error[0]) for answer in answers]
+        share = true.scaled(1 / _TARGET)
+        ratios.append(ratio)
+        kept.append(share)
+        table.add(
+            state.prompt,
+            state.kind,
+            runs,
+            spent,
+            oracle,
+            ratio,
+            true.scaled(100),
+            _root(_mean([error**2 for error in stated])).scaled(100),
+            share,
+        )
+        session.write(table)
+    session.draw(
+        "refine",
+        f"RefineGradient at {_TARGET:.0%}: draws spent over the oracle's K, and the true error "
+        "over the target, by state.",
+        lambda path: plot_curves(
+            {
+                f"target {_TARGET:.0%}": {
+                    "draws / oracle K": (list(range(len(states))), ratios, None),
+                    "true error / target": (list(range(len(states))), kept, None),
+                }
+            },
+            "",
+            "ratio",
+            path,
+            baseline=1.0,
+            ticks=[state.name.removeprefix("a ").removeprefix("an ") for state in states],
+            joined=False,
+        ),
+    )
+    total = runs * len(states)
+    session.replace_target(
+        at_most(f"refine: draws ≤ 1.1 × the oracle's K at {_TARGET:.0%}", mean_of(ratios), 1.1)
+    )
+    square = _root(mean_of([Measured(k.value**2, 2 * k.value * k.error) for k in kept]))
+    session.replace_target(
+        at_most(f"refine: true error over the target ≤ 1, {total} runs", square, 1.0)
+    )
+
+
+def relative_error(cell: Cell) -> Measured:
+    """sqrt(tr Cov) / ||E x|| of one replicate."""
+    variance = cell.variance
+    value = math.sqrt(variance.value / cell.squared_mean)
+    # ||E x|| is known sqrt(count) times better than the variance's root.
+    return Measured(value, value * variance.relative / 2)
+
+
+def oracle_draws(kernels: Kernels, target: float) -> float:
+    """Least even K at which ``ours`` meets the target, linear between neighbouring K so that a
+    jackknife sees small changes."""
+
+    def excess(draws: int) -> float:
+        variance = strata_variance(kernels, kernels.learned(), draws, antithetic=True)
+        return variance / (target**2 * kernels.squared_gradient)
+
+    low, high = 2, 2
+    while excess(high) > 1.0 and high < _MOST:
+        low, high = high, high * 2
+    while high - low > 2:
+        middle = (low + high) // 4 * 2
+        low, high = (middle, high) if excess(middle) > 1.0 else (low, middle)
+    above, below = excess(low), excess(high)
+    if above <= 1.0 or above == below:
+        return float(low)
+    return low + (high - low) * (above - 1.0) / (above - below)
+
+
+def _oracle(session: Session, state: State) -> Measured:
+    objective = guided_objective(session.laboratory.schedule, _GUIDANCE)
+    measure: Measurer = measurer(session.bank(state), objective)
+    return measure(lambda kernels: oracle_draws(kernels, _TARGET))
+
+
+def _mean(values: list[float]) -> Measured:
+    array = np.asarray(values)
+    return Measured(float(array.mean()), float(array.std(ddof=1)) / math.sqrt(len(array)))
+
+
+def _root(square: Measured) -> Measured:
+    root = math.sqrt(square.value)
+    return Measured(root, square.error / (2 * root))

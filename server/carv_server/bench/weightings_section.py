@@ -1,0 +1,64 @@
+"""Weightings and estimands by replicates of the server's own plans."""
+
+from __future__ import annotations
+
+from carv_server.bench.breadth_section import WEIGHTINGS
+from carv_server.bench.cells import Measured
+from carv_server.bench.direct import measure_fixed, measure_resolved, measure_uniform
+from carv_server.bench.headline_section import never_worse
+from carv_server.bench.methods import OURS, PAPER, difference_objective, guided_objective
+from carv_server.bench.serving import Chain
+from carv_server.bench.session import Session
+from carv_server.bench.settings import WARM_DRAWS
+from carv_server.bench.tables import Table
+from carv_server.sampling.objective import ObjectiveTables
+
+__all__ = ["measure_weightings"]
+
+_GUIDANCE = 7.5
+_DRAWS = (2, 8)
+_SEED = 1 << 42
+
+
+def measure_weightings(session: Session) -> None:
+    """Table ``weightings_direct``: every weighting, and the score difference."""
+    schedule = session.laboratory.schedule
+    objectives: dict[str, ObjectiveTables] = {
+        label: guided_objective(schedule, _GUIDANCE, weighting, where)
+        for label, (weighting, where) in WEIGHTINGS.items()
+    }
+    objectives["score difference"] = difference_objective(schedule)
+    table = Table(
+        "weightings_direct",
+        "Relative efficiency by estimand, replicates of the server's plans",
+        f"As the headline, at guidance {_GUIDANCE:g}, for the first states of the list; the score "
+        "difference is eps_hat_c - eps_hat_u without weighting.",
+        ("estimand", "prompt", "state", "K", "paper", "ours"),
+    )
+    ours_of_all: list[Measured] = []
+    states = session.states[-session.scale.direct_states :]
+    for label, objective in objectives.items():
+        for state in states:
+            session.say(f"estimands: {label}, {state.name}")
+            laboratory, effort, seeds = session.laboratory, session.scale.effort, session.seeds
+            one = {"": objective}
+            chain = Chain(
+                f"estimands {label} {state.name}",
+                state.latents[None],
+                [state.conditioning],
+                objective,
+                WARM_DRAWS,
+            )
+            past = session.server.warm([chain], session.scale.warm_requests, _SEED)[0]
+            uniform = measure_uniform(laboratory, state, one, effort, seeds)[""]
+            for draws in _DRAWS:
+                base = uniform.scaled(1 / draws)
+                paper = measure_fixed(laboratory, state, PAPER, one, draws, effort, seeds)[""]
+                ours = measure_resolved(
+                    laboratory, state, OURS, objective, past, draws, effort, seeds
+                )
+                ratio = base.over(ours)
+                ours_of_all.append(ratio)
+                table.add(label, state.prompt, state.kind, draws, base.over(paper), ratio)
+            session.write(table)
+    session.replace_target(never_worse("all estimands, by replicates", ours_of_all))

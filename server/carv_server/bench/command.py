@@ -12,6 +12,7 @@ from pathlib import Path
 __all__ = ["register"]
 
 _DEFAULT_OUTPUT = Path("out/bench/variance")
+_PROMPTS = ("a red torus", "a blue cube", "a green cone")
 _QUICK_SECONDS = 120.0
 _LEAST_MINUTES = 5.0
 _FULL_MINUTES = 35.0
@@ -56,6 +57,79 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add("--threads", type=_positive, default=2, help="CPU threads of the teacher (default: 2)")
     variance.set_defaults(run=_run)
+    _register_convergence(benches)
+
+
+def _register_convergence(
+    benches: argparse._SubParsersAction[argparse.ArgumentParser],  # pyright: ignore[reportPrivateUsage]
+) -> None:
+    parser = benches.add_parser(
+        "convergence",
+        help="plain SDS and CARV at equal compute, over prompts and seeds",
+        description="Optimises fields with plain SDS and with CARV at the same measured compute, "
+        "over prompts and seeds, and writes score against compute with error bands. Timings are "
+        "measured: leave the machine alone meanwhile.",
+        epilog="Exit codes: 0 done, 1 the server failed, 2 an argument that cannot be used, 130 "
+        "interrupted: the runs done by then are in convergence.csv.",
+    )
+    add = parser.add_argument
+    add("--prompt", action="append", dest="prompts", help="repeatable (default: three of them)")
+    add("--seeds", type=_positive, default=5, help="runs of each method and prompt (default: 5)")
+    add("--budget-seconds", type=_positive, default=20, help="compute of one run (default: 20)")
+    add("--threads", type=_positive, default=1, help="CPU threads of renderer and server")
+    add("--output", type=Path, default=Path("out/bench/convergence"), help="folder to write to")
+    add("--docs", type=Path, help="also write convergence.md and its figure to this folder")
+    parser.set_defaults(run=_run_convergence)
+
+
+def _run_convergence(arguments: argparse.Namespace) -> int:
+    from carv_server.demo.convention import PromptError, embedded_folder, read_convention
+
+    try:
+        convention = read_convention(embedded_folder())
+        prompts = [convention.check_prompt(p) for p in arguments.prompts or _PROMPTS]
+        for folder in (arguments.output, arguments.docs):
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+    except PromptError as error:
+        return _fail(str(error), 2, "convergence")
+    except OSError as error:
+        return _fail(f"cannot write: {error}", 2, "convergence")
+    try:
+        from carv_client import CarvError
+        from carv_server.bench.convergence import Convergence, run_convergence
+        from carv_server.bench.run import machine_line
+        from carv_server.bench.tables import Origin
+        from carv_server.demo.process import ServerFailed
+    except ModuleNotFoundError as error:
+        return _fail(
+            f"{error}; install the benchmark with: pip install 'carv[demo]'", 2, "convergence"
+        )
+    plan = Convergence(
+        prompts=prompts,
+        seeds=arguments.seeds,
+        budget=float(arguments.budget_seconds),
+        threads=arguments.threads,
+        output=arguments.output,
+        documents=arguments.docs,
+        origin=Origin(
+            shlex.join(["carv", *sys.argv[1:]]),
+            machine_line(),
+            datetime.datetime.now(datetime.UTC).date().isoformat(),
+        ),
+    )
+    try:
+        result = run_convergence(plan)
+    except (ServerFailed, CarvError) as error:
+        return _fail(f"the server failed: {error}", 1, "convergence")
+    for score, groups in result["savings"].items():
+        low, high = groups["all"]["interval"]
+        print(
+            f"{score}: CARV reaches the baseline's last at {groups['all']['share']:.2f} "
+            f"({low:.2f} to {high:.2f}) of its compute"
+        )
+    print(f"wrote {arguments.output / 'convergence.md'}")
+    return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -89,8 +163,8 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"carv bench variance: {message}", file=sys.stderr)
+def _fail(message: str, code: int, bench: str = "variance") -> int:
+    print(f"carv bench {bench}: {message}", file=sys.stderr)
     return code
 
 

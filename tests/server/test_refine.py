@@ -72,8 +72,8 @@ def test_the_target_ends_each_render_by_itself(channel: grpc.Channel, handles: l
 
 @pytest.mark.parametrize(("most", "draws"), [(1, 1), (2, 2), (5, 4), (64, 64), (301, 300)])
 def test_the_draw_budget(channel: grpc.Channel, handles: list[str], most: int, draws: int) -> None:
-    bounds = {"target_relative_standard_error": 1e-9, "max_draws": most}
-    last = replies(channel, refine_request(handles, **bounds))[-1]
+    request = refine_request(handles, target_relative_standard_error=1e-9, max_draws=most)
+    last = replies(channel, request)[-1]
     assert list(last.stop_reasons) == [pb.STOP_REASON_DRAW_BUDGET] * 2
     assert decode_tensor(last.draws).tolist() == [draws] * 2
     if draws == 1:

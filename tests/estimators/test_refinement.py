@@ -104,18 +104,26 @@ def refined(
 
 
 @pytest.mark.parametrize(
-    ("state", "sampling", "target"),
-    [(0, DEFAULT, 0.05), (0, STRATA, 0.03), (0, PLAIN, 0.1), (1, PLAIN, 0.1), (2, PLAIN, 0.1)],
+    ("state", "sampling", "target", "runs"),
+    [
+        (0, DEFAULT, 0.05, 60),
+        (1, PLAIN, 0.1, 60),
+        pytest.param(0, STRATA, 0.03, 150, marks=pytest.mark.slow),
+        pytest.param(0, PLAIN, 0.1, 150, marks=pytest.mark.slow),
+        pytest.param(2, PLAIN, 0.1, 150, marks=pytest.mark.slow),
+    ],
 )
 def test_means_are_exact_and_errors_as_stated(
-    state: int, sampling: Sampling, target: float
+    state: int, sampling: Sampling, target: float, runs: int
 ) -> None:
-    """The ratio of mean stated variance to mean squared error, within 0.25: with the few directions
-    that the oracle's error has, 150 squared errors know their mean to 9 %."""
-    found = refined(state, sampling, target, 150)
+    """The ratio of mean stated variance to mean squared error, within three times what so many
+    squared errors know of their mean: 1.2 of it each, with the few directions that the oracle's
+    error has."""
+    found = refined(state, sampling, target, runs)
     assert len(np.unique(found.draws)) > 5, "the ends do not vary: nothing is shown"
     assert found.largest_z <= BOUND
-    assert found.variances.mean() / found.squared.mean() == pytest.approx(1.0, abs=0.25)
+    ratio = found.variances.mean() / found.squared.mean()
+    assert ratio == pytest.approx(1.0, abs=3.0 * 1.2 / math.sqrt(runs))
 
 
 @pytest.mark.slow
@@ -134,6 +142,7 @@ def test_the_claim_over_a_thousand_runs(state: int, sampling: Sampling, target: 
     assert 1.4 < np.quantile(ratio, 0.95) < 2.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", [0, 1, 2])
 def test_draws_are_near_what_an_oracle_would_spend(state: int) -> None:
     """Independent draws: an oracle needs W(1) / (target ||g||)^2. We start with 24, look again at

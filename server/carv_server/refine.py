@@ -55,6 +55,8 @@ _MESSAGE_SECONDS = 0.1
 _OUTSTANDING_BLOCKS = 16
 _LAST_BLOCKS = 1024  # numbers of the blocks after the last checkpoint, apart from the row's
 _KEPT_PLANS = 16
+# Samplers that give each draw of a render a stratum of its own: draws of one number are twins.
+_OWN_STRATA = (TimestepSampler.STRATIFIED, TimestepSampler.NESTED)
 
 
 class StopReason(Enum):
@@ -243,9 +245,8 @@ class BlockEvaluator:
         self.draws_spent += len(work.timesteps)
         self.queue_seconds = min(self.queue_seconds, result.queue_seconds)
         self.compute_seconds += result.compute_seconds
-        collapsed = bool(reduction.spreads)
         twin = math.nan
-        if len(plans) == 2 and collapsed:
+        if len(plans) == 2 and self._resolved.sampler in _OWN_STRATA:
             twin = reduction.twins[render] / draws**2
         blocks: list[Block] = []
         for position in range(len(plans)):
@@ -253,8 +254,7 @@ class BlockEvaluator:
             by_size: dict[int, Moments] = {
                 size: moments for (key, size), moments in reduction.moments.items() if key == owner
             }
-            spread = reduction.spreads[owner] if collapsed else None
-            mean, variance = estimate_from_moments(by_size, draws, spread)
+            mean, variance = estimate_from_moments(by_size, draws, reduction.spreads.get(owner))
             blocks.append(Block(draws, mean.numpy(), variance, twin))
         return blocks
 

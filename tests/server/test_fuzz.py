@@ -13,9 +13,16 @@ from google.protobuf.message import Message
 
 from carv.v1 import conditioning_pb2
 from carv.v1 import teacher_service_pb2 as pb
-from tests.server.wire import create, estimate_request, failure_of, predict_request, send
+from tests.server.wire import create, estimate_request, failure_of, predict_request, send, stream
 
-METHODS = ["ListTeachers", "GetTeacher", "CreateConditioning", "EstimateGradient", "PredictNoise"]
+METHODS = [
+    "ListTeachers",
+    "GetTeacher",
+    "CreateConditioning",
+    "EstimateGradient",
+    "PredictNoise",
+    "RefineGradient",
+]
 MUTATIONS = 300
 
 
@@ -92,12 +99,16 @@ def _good(channel: grpc.Channel) -> dict[str, list[Message]]:
             blend=conditioning_pb2.BlendSource(handles=handles, weights=[0.5, 0.5])
         ),
     ]
+    refined = pb.RefineGradientRequest(
+        latents=table.latents, objective=explicit.objective, seed=1, max_draws=8
+    )
     return {
         "ListTeachers": [pb.ListTeachersRequest()],
         "GetTeacher": [pb.GetTeacherRequest(teacher="mixture")],
         "CreateConditioning": [pb.CreateConditioningRequest(source=s) for s in sources],
         "EstimateGradient": [estimate_request(handles), explicit, table],
         "PredictNoise": [predict_request(handles[0], [3, 700])],
+        "RefineGradient": [refined],
     }
 
 
@@ -113,7 +124,7 @@ ALLOWED = {
 
 def _outcome(channel: grpc.Channel, method: str, request: Message | bytes) -> str:
     try:
-        send(channel, method, request)
+        (stream if method == "RefineGradient" else send)(channel, method, request)
     except grpc.RpcError as error:
         failure = failure_of(error)
         assert failure.reason in ALLOWED and failure.domain == "carv", (failure, request)

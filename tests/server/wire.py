@@ -32,6 +32,8 @@ __all__ = [
     "path",
     "predict_request",
     "send",
+    "stream",
+    "stream_fails",
 ]
 
 _SECONDS = 30.0
@@ -61,6 +63,23 @@ def send(channel: grpc.Channel, method: str, request: Message | bytes) -> bytes:
     """The reply's bytes; raises grpc.RpcError."""
     data = request if isinstance(request, bytes) else request.SerializeToString()
     return channel.unary_unary(path(method))(data, timeout=_SECONDS)
+
+
+def stream(
+    channel: grpc.Channel, method: str, request: Message | bytes, seconds: float = _SECONDS
+) -> list[bytes]:
+    """The replies of a stream; raises grpc.RpcError."""
+    data = request if isinstance(request, bytes) else request.SerializeToString()
+    return list(channel.unary_stream(path(method))(data, timeout=seconds))
+
+
+def stream_fails(channel: grpc.Channel, method: str, request: Message | bytes) -> Failure:
+    """How a stream fails; it must."""
+    try:
+        stream(channel, method, request)
+    except grpc.RpcError as error:
+        return failure_of(error)
+    raise AssertionError(f"{method} succeeded")
 
 
 def fails(channel: grpc.Channel, method: str, request: Message | bytes) -> Failure:

@@ -171,12 +171,10 @@ class StoppingRule:
 
     def _moments(self, blocks: Sequence[Block]) -> tuple[float, float]:
         """a, and ||g||^2 without the noise in it; (inf, -inf) where no block has a variance."""
-        known = [block for block in blocks if not math.isnan(block.variance)]
-        if not known:
-            return math.inf, -math.inf
         seen = _COLLAPSED_OVERHEAD if self.stratified else 0.0
-        total = sum(block.draws**2 * block.variance for block in known)
-        per_draw = total / sum(block.draws + seen for block in known)
+        per_draw = _per_draw([(block.draws, block.variance) for block in blocks], seen)
+        if math.isnan(per_draw):
+            return math.inf, -math.inf
         mean, draws = _mean(blocks)
         noise = per_draw * (draws + self._overhead * len(blocks)) / draws**2
         return per_draw, float(mean @ mean) - noise
@@ -195,20 +193,20 @@ def _mean(blocks: Sequence[Block]) -> tuple[Float64Array, int]:
 def combine(first: Sequence[Block], second: Sequence[Block]) -> Combined:
     """(m_A + m_B) / 2 with its variance, or the one stream that has any blocks.
 
-    The variance of a block is that by twins where it has one; else that of as many draws of the
-    blocks with twins, which are of like size; and only without any twins its own.
+    The variance of a block is that by twins where it has one; else what the blocks with twins say
+    of one of its size; and only without any twins its own.
     """
     streams = [blocks for blocks in (first, second) if blocks]
     every = [block for blocks in streams for block in blocks]
-    by_twins = _per_draw([(block.draws, block.twin_variance) for block in every])
-    by_spread = _per_draw([(block.draws, block.variance) for block in every])
+    by_twins = _per_draw([(block.draws, block.twin_variance) for block in every], _OVERHEAD)
+    by_spread = _per_draw([(block.draws, block.variance) for block in every], 0.0)
 
     def squared_error(block: Block) -> float:
         """Variance of the sum over a block's draws."""
         if not math.isnan(block.twin_variance):
             return block.draws**2 * block.twin_variance
         if not math.isnan(by_twins):
-            return block.draws * by_twins
+            return (block.draws + _OVERHEAD) * by_twins
         if not math.isnan(block.variance):
             return block.draws**2 * block.variance
         return block.draws * by_spread
@@ -230,9 +228,11 @@ def combine(first: Sequence[Block], second: Sequence[Block]) -> Combined:
     return Combined(sum(sizes), np.mean(means, axis=0), variance, spread)
 
 
-def _per_draw(variances: Sequence[tuple[int, float]]) -> float:
-    """Variance of one draw, from (draws, variance of their mean); NaN where none is known."""
+def _per_draw(variances: Sequence[tuple[int, float]], overhead: float) -> float:
+    """The a of W(n) = a (1 + overhead / n) / n from pairs (n, W(n)); NaN where none is known."""
     known = [(draws, value) for draws, value in variances if not math.isnan(value)]
     if not known:
         return math.nan
-    return sum(draws**2 * value for draws, value in known) / sum(draws for draws, _ in known)
+    return sum(draws**2 * value for draws, value in known) / sum(
+        draws + overhead for draws, _ in known
+    )

@@ -1,0 +1,140 @@
+"""The stopping rule and the two streams, on draws of a skewed law: exact means, and what an
+obvious rule would do to them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from carv_server.refine import Refinement, StopReason
+from carv_server.sampling.refinement import Block, StoppingRule, combine
+
+RUNS = 1000
+
+
+class Skewed:
+    """Blocks of draws of 2 - X, X exponential: g = 1, variance 1, and a small sample variance goes
+    with a large mean."""
+
+    def __init__(self, run: int) -> None:
+        self._run = run
+        self.draws = 0
+
+    async def __call__(self, number: int, streams: Sequence[int], draws: int) -> list[Block]:
+        blocks: list[Block] = []
+        for stream in streams:
+            rng = np.random.default_rng((self._run, number, stream))
+            x = 2.0 - rng.exponential(size=draws)
+            self.draws += draws
+            variance = float(x.var(ddof=1)) / draws if draws > 1 else math.nan
+            blocks.append(Block(draws, np.array([x.mean()]), variance))
+        return blocks
+
+
+class OwnStop(Refinement):
+    """The mutation: each stream ends where its own draws say."""
+
+    def _judge(self, stream: int) -> int:
+        return stream
+
+
+async def _all(kind: type[Refinement], target: float, most: int) -> list[tuple[float, float, int]]:
+    found: list[tuple[float, float, int]] = []
+    for run in range(RUNS):
+        source = Skewed(run)
+        mean = await kind(source, target=target, most=most, stratified=False).run()
+        found.append((float(mean.mean[0]), mean.variance, source.draws))
+    return found
+
+
+def test_cross_stopping_is_unbiased_where_stopping_on_own_draws_is_not() -> None:
+    """|z| <= 4.5 errs with probability 7e-6; the mutation's bias, 0.09, is at z = 20."""
+    sound = np.array(asyncio.run(_all(Refinement, 0.12, 4096)))
+    error = sound[:, 0] - 1.0
+    assert len(np.unique(sound[:, 2])) > 20, "the ends do not vary: nothing is shown"
+    assert abs(error.mean()) <= 4.5 * error.std() / math.sqrt(RUNS)
+    broken = np.array(asyncio.run(_all(OwnStop, 0.12, 4096)))
+    bias = broken[:, 0] - 1.0
+    assert abs(bias.mean()) > 12.0 * bias.std() / math.sqrt(RUNS)
+    # The stated variance is that of the error, within 0.2: 1000 squared errors of so skewed a law
+    # know theirs to 6 %, and dividing by a number of draws that is not known ahead costs some. A
+    # stream that ends on its own draws states half.
+    assert sound[:, 1].mean() / np.mean(error**2) == pytest.approx(1.0, abs=0.2)
+    assert broken[:, 1].mean() / np.mean(bias**2) < 0.7
+
+
+def blocks(sizes: Sequence[int], mean: float, per_draw: float) -> list[Block]:
+    return [Block(n, np.array([mean]), per_draw / n) for n in sizes]
+
+
+def test_an_end_is_where_the_other_stream_predicts_it() -> None:
+    """a / (2 N) = target^2 ||g||^2 with a = 2 and g = 1 (its noise taken off): N = 1 / target^2."""
+    rule = lambda target: StoppingRule(target, 10_000, stratified=False)  # noqa: E731
+    mean = math.sqrt(1.0 + 2.0 / 12)
+    seen = blocks([12], mean, 2.0)
+    assert rule(0.1).ending(seen, 1) is None, "100 is far beyond the next checkpoint, 24"
+    end = rule(1 / math.sqrt(18)).ending(seen, 1)
+    assert end is not None and (end.checkpoint, end.extra, end.capped) == (1, 6, False)
+    end = rule(1 / math.sqrt(25)).ending(seen, 1)
+    assert end is not None and (end.checkpoint, end.extra) == (2, 0), "nearly 24: all of stage 2"
+    end = rule(0.5).ending(seen, 1)
+    assert end is not None and (end.checkpoint, end.extra) == (1, 0)
+
+
+def test_without_a_signal_the_budget_ends() -> None:
+    rule = StoppingRule(0.1, 30, stratified=False)
+    nothing = blocks([12], 0.0, 1.0)
+    assert [rule.checkpoint(number) for number in range(5)] == [0, 12, 24, 30, 30]
+    assert rule.ending(nothing, 1) is None
+    assert rule.ending(blocks([12, 12], 0.0, 0.0), 2) is None, "a gradient of exactly zero"
+    end = rule.ending(blocks([12, 12, 6], 0.0, 1.0), 3)
+    assert end is not None and end.capped
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 7, 24, 25, 100, 1001, 1 << 19])
+def test_blocks_keep_their_bounds_and_the_budget(most: int) -> None:
+    rule = StoppingRule(0.0, max(1, most // 2))
+    count, number, last = 0, 1, 0
+    while last < rule.most:
+        here = rule.checkpoint(number)
+        sizes = rule.blocks(here - last)
+        assert sum(sizes) == here - last and min(sizes) >= 1
+        assert all(size % 2 == 0 for size in sizes[:-1])
+        assert max(sizes) <= max(64, rule.most // 512) + 1
+        count, number, last = count + len(sizes), number + 1, here
+    assert count <= 1024, "numbers of blocks name streams of the seed"
+
+
+@pytest.mark.parametrize(("most", "spent"), [(1, 1), (2, 2), (3, 2), (9, 8), (100, 100)])
+def test_a_draw_budget_is_spent_and_never_passed(most: int, spent: int) -> None:
+    async def main() -> None:
+        source = Skewed(0)
+        refinement = Refinement(source, target=0.0, most=most, stratified=False)
+        mean = await refinement.run()
+        assert (mean.draws, source.draws) == (spent, spent)
+        assert refinement.stop_reason is StopReason.DRAW_BUDGET
+
+    asyncio.run(main())
+
+
+def test_the_variance_of_two_streams() -> None:
+    """By twins; a block without one counts by its size; two lone draws by their difference."""
+    a = [Block(12, np.array([1.0]), 9.0, 0.5), Block(6, np.array([4.0]), 9.0)]
+    b = [Block(12, np.array([3.0]), 9.0, 0.5)]
+    both = combine(a, b)
+    assert both.draws == 30 and not both.by_spread
+    assert both.mean == pytest.approx([(2.0 + 3.0) / 2])
+    rate = 144 * 0.5 / (12 + 1.4)
+    first = (144 * 0.5 + rate * (6 + 1.4)) / 18**2
+    assert both.variance == pytest.approx((first + 0.5) / 4)
+    lone = combine([Block(1, np.array([1.0]), math.nan)], [Block(1, np.array([3.0]), math.nan)])
+    assert lone.variance == pytest.approx(1.0)
+    assert lone.relative_standard_error == pytest.approx(math.sqrt(1.0 / (4.0 - 1.0)))
+    single = combine([Block(1, np.array([1.0]), math.nan)], [])
+    assert math.isnan(single.variance) and single.relative_standard_error == math.inf
+    noise = combine([Block(2, np.array([0.1]), 1.0)], [Block(2, np.array([0.1]), 1.0)])
+    assert noise.by_spread and noise.relative_standard_error == math.inf

@@ -28,6 +28,7 @@ def latents(tmp_path: Path) -> Path:
 
 def arguments(latents: Path, address: str, *more: str) -> list[str]:
     few = ["--bins", "6", "--draws-per-bin", "4", "--class-id", "1", "--seed", "3"]
+    few += ["--history", "profile-command"]  # without a past
     return ["profile", "--latents", str(latents), "--address", address, *few, *more]
 
 
@@ -146,24 +147,23 @@ def test_refusals_and_absent_servers(
     assert captured.out == "" and "127.0.0.1:9" in captured.err
 
 
-class Terminal(io.StringIO):
+class Terminal(io.TextIOWrapper):
     def __init__(self, encoding: str = "utf-8") -> None:
-        super().__init__()
-        self._encoding = encoding
-
-    @property
-    def encoding(self) -> str:
-        return self._encoding
+        super().__init__(io.BytesIO(), encoding=encoding, newline="")
 
     def isatty(self) -> bool:
         return True
+
+    def shown(self) -> str:
+        self.seek(0)
+        return self.read()
 
 
 def test_a_terminal_gets_a_bar_that_clears_itself() -> None:
     stream = Terminal()
     with ProgressBar("profile", stream) as show:
         show(0.5)
-    frames = stream.getvalue().split("\r")
+    frames = stream.shown().split("\r")
     assert frames[0] == "" and frames[-1] == "\x1b[K"
     assert "█" * 15 + " " * 15 in frames[2] and "50%" in frames[2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import inspect
 import multiprocessing
@@ -22,6 +23,8 @@ from carv_client import (
     EstimateOptions,
     TeacherClient,
 )
+from carv_client._objective import ObjectiveSettings
+from carv_client._options import ObjectiveOptions
 from tests.client.scripted_server import Refusal, ScriptedServer, fails_first
 
 HEALTHY = fails_first(0, Refusal.of(Reason.INTERNAL))
@@ -55,8 +58,18 @@ def test_estimate_options_are_the_keyword_arguments_of_estimate_gradient() -> No
     ]
     options = get_type_hints(EstimateOptions)
     hints = get_type_hints(method)
-    assert list(options) == keywords
+    assert sorted(options) == sorted(keywords)
     assert {name: hints[name] for name in keywords} == options
+
+
+def test_every_question_has_the_objective_of_estimate_gradient() -> None:
+    """``profile_teacher`` takes the same keywords with the same defaults."""
+    parameters = inspect.signature(AsyncTeacherClient.estimate_gradient).parameters
+    settings = dataclasses.fields(ObjectiveSettings)
+    assert {each.name for each in settings} == set(get_type_hints(ObjectiveOptions))
+    assert {each.name: each.default for each in settings} == {
+        each.name: parameters[each.name].default for each in settings
+    }
 
 
 def test_one_client_serves_many_threads() -> None:

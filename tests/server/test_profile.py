@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
+import torch
 
 from carv.errors import Reason
 from carv.tensors import encode_tensor
@@ -18,6 +19,7 @@ from carv.v1 import teacher_service_pb2 as pb
 from carv_client import AsyncTeacherClient, Branch, InternalError, TeacherClient
 from carv_server.errors import RequestError
 from carv_server.scheduler import SchedulerConfig
+from carv_server.teachers.protocol import Tensors
 from tests.server.teachers import FaultyTeacher, GatedTeacher, Wrapped, running
 from tests.server.wire import (
     Failure,
@@ -46,7 +48,13 @@ def test_progress_rises_to_one_and_ends_with_the_profile(client: TeacherClient) 
     told: list[float] = []
     conditioning = client.create_conditioning(class_id=0)
     profile = client.profile_teacher(
-        latents(2), conditioning, bins=6, draws_per_bin=4, seed=3, progress=told.append
+        latents(2),
+        conditioning,
+        bins=6,
+        draws_per_bin=4,
+        seed=3,
+        history="profile-none",
+        progress=told.append,
     )
     assert told == sorted(set(told)) and told[-1] == 1.0
     assert set(told) <= {i / 6 for i in range(1, 7)}
@@ -203,11 +211,13 @@ class Stepping(GatedTeacher):
         super().__init__()
         self._free = free
 
-    def predict_noise(self, *args: Any) -> Any:
+    def predict_noise(
+        self, z_t: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors
+    ) -> torch.Tensor:
         if len(self.forwards) < self._free:
-            self.forwards.append(args[1].tolist())
-            return Wrapped.predict_noise(self, *args)
-        return super().predict_noise(*args)
+            self.forwards.append(timesteps.tolist())
+            return Wrapped.predict_noise(self, z_t, timesteps, conditioning)
+        return super().predict_noise(z_t, timesteps, conditioning)
 
 
 def test_a_client_that_leaves_midway_takes_its_rows_along() -> None:

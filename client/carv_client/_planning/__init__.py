@@ -1,0 +1,3 @@
+"""The parts of ``carv_client.planner``."""
+
+__all__: list[str] = []

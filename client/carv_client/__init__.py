@@ -28,6 +28,7 @@ from carv_client._errors import (
     UnavailableError,
 )
 from carv_client._guidance import guidance_branches
+from carv_client._options import EstimateOptions
 from carv_client._profile_types import ProfileBin, TeacherProfile
 from carv_client._sync import ReplyIterator, TeacherClient
 from carv_client._types import (
@@ -36,15 +37,16 @@ from carv_client._types import (
     ConditioningTensor,
     DrawTable,
     Estimate,
-    EstimateOptions,
     Limits,
     NoisePrediction,
     RefinedEstimate,
     Teacher,
 )
+from carv_client.planner import AmortisationWarning, DrawPlanner, Plan
 
 __all__ = [
     "DEFAULT_ADDRESS",
+    "AmortisationWarning",
     "AsyncTeacherClient",
     "AuthenticationError",
     "Branch",
@@ -54,6 +56,7 @@ __all__ = [
     "Conditioning",
     "ConditioningTensor",
     "DeadlineExceededError",
+    "DrawPlanner",
     "DrawTable",
     "Estimate",
     "EstimateOptions",
@@ -65,6 +68,7 @@ __all__ = [
     "NoisePrediction",
     "NotFoundError",
     "PermissionDeniedError",
+    "Plan",
     "ProfileBin",
     "RefinedEstimate",
     "ReplyIterator",

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from carv.v1 import teacher_service_pb2 as pb
 from carv_client import _replies, _requests
+from carv_client._auto import estimate_planned, fixed_draws
 from carv_client._config import DEFAULT_ADDRESS, ClientConfig
 from carv_client._errors import InternalError, invalid
 from carv_client._handles import Handles
@@ -36,6 +37,7 @@ from carv_client._types import (
     Conditionings,
     ControlVariate,
     Coupling,
+    Draws,
     Estimate,
     Guidance,
     NamedWeighting,
@@ -48,6 +50,7 @@ from carv_client._types import (
     WireDtype,
     as_tuple,
 )
+from carv_client.planner import DrawPlanner
 
 __all__ = ["AsyncTeacherClient"]
 
@@ -75,6 +78,7 @@ class AsyncTeacherClient:
         self._transport = Transport(self.config, jitter or random.Random().random)
         self._handles = Handles(self._transport)
         self._teachers: dict[str, Teacher] = {}
+        self._planners: dict[str, DrawPlanner] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,6 +94,14 @@ class AsyncTeacherClient:
     async def close(self) -> None:
         """Close the connection. Calls in flight end with ClientClosedError."""
         await self._transport.close()
+
+    def planner(self, teacher: str | None = None) -> DrawPlanner:
+        """The planner of ``draws="auto"`` for a teacher, where the call brings none of its own.
+
+        One for each ``teacher`` as named by calls or their conditionings; None where they name
+        none. Makes no call.
+        """
+        return self._planners.setdefault(teacher or "", DrawPlanner())
 
     async def list_teachers(self, *, timeout: float | None = None) -> list[Teacher]:
         """All teachers of the server, without their schedules; the first is the default."""
@@ -205,7 +217,8 @@ class AsyncTeacherClient:
         latents: npt.ArrayLike,
         conditioning: Conditionings | None = None,
         *,
-        draws: int = 8,
+        draws: Draws = 8,
+        planner: DrawPlanner | None = None,
         guidance_scale: float = 7.5,
         guidance: Guidance = "standard",
         negative_prompt: str | None = None,
@@ -256,7 +269,12 @@ class AsyncTeacherClient:
             noise_coefficient: d, a number or [N]. −1: score distillation; 0: the prediction alone.
             reference_latents: a second x, same shape, for branches that use it.
 
-            draws: K, at least 1; left aside with explicit ``timesteps``.
+            draws: K, at least 1; left aside with explicit ``timesteps``. "auto": as many as the
+                planner chooses from the costs and variances of past calls (``draws_spent`` says
+                how many), now and then with half-estimates; the draws always come back too. The
+                planner learns from the answer. May give an AmortisationWarning, once.
+            planner: for "auto"; by default one that the client keeps for the teacher
+                (``planner()``).
             sampler: how the points of the inverse CDF are placed: "iid"; "stratified" within
                 each render; "global" over all draws; "nested" both. None: the server's choice.
             proposal: law that t is drawn from, "prior" p, "weight" ∝ p·|w|, or "adaptive" ∝ p
@@ -289,6 +307,7 @@ class AsyncTeacherClient:
             InternalError: reason NON_FINITE_RESULT where the teacher gave NaN or infinity.
         """
         deadline = self._deadline(timeout)
+        fixed = fixed_draws(draws, planner, explicit=timesteps is not None)
         settings = ObjectiveSettings(
             guidance_scale=guidance_scale,
             guidance=guidance,
@@ -326,15 +345,21 @@ class AsyncTeacherClient:
         elif any(table is not None for table in (noise_indices, signs, importance_weights)):
             raise invalid("timesteps", "explicit draws need timesteps")
         else:
-            request.sampling.CopyFrom(
-                _requests.sampling(draws, sampler, proposal, coupling, control_variate, history)
-            )
+            choices = (sampler, proposal, coupling, control_variate, history)
+            request.sampling.CopyFrom(_requests.sampling(fixed or 0, *choices))
         _set_seed(request, seed)
-        fill = question.filler(self._handles, request.objective)
-        reply = await self._handles.call(
-            ESTIMATE_GRADIENT, request, fill, question.conditionings, deadline
-        )
-        return _replies.estimate(reply)
+
+        async def ask(request: pb.EstimateGradientRequest) -> Estimate:
+            fill = question.filler(self._handles, request.objective)
+            used = question.conditionings
+            reply = await self._handles.call(ESTIMATE_GRADIENT, request, fill, used, deadline)
+            return _replies.estimate(reply)
+
+        if fixed is not None:
+            return await ask(request)
+        name = question.teacher
+        known = await self.get_teacher(name or None, timeout=deadline.remaining())
+        return await estimate_planned(ask, request, planner or self.planner(name), known)
 
     async def refine_gradient(
         self,

@@ -20,6 +20,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 from carv_client._client import AsyncTeacherClient
 from carv_client._config import DEFAULT_ADDRESS, ClientConfig
 from carv_client._errors import ClientClosedError
+from carv_client.planner import DrawPlanner
 
 __all__ = ["ReplyIterator", "TeacherClient"]
 
@@ -271,6 +272,10 @@ class TeacherClient:
             raise ClientClosedError(_FORKED)
         if self._closed:
             raise ClientClosedError("the client is closed")
+
+    def planner(self, teacher: str | None = None) -> DrawPlanner:
+        """The planner of ``draws="auto"`` for a teacher, where the call brings none of its own."""
+        return self._client.planner(teacher)
 
     list_teachers = _blocking(AsyncTeacherClient.list_teachers)
     get_teacher = _blocking(AsyncTeacherClient.get_teacher)

@@ -21,8 +21,8 @@ __all__ = [
     "Coupling",
     "DrawArguments",
     "DrawTable",
+    "Draws",
     "Estimate",
-    "EstimateOptions",
     "Guidance",
     "Limits",
     "NamedWeighting",
@@ -39,6 +39,8 @@ Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
+Draws = int | Literal["auto"]
+"""K, or what a planner chooses."""
 Sampler = Literal["iid", "stratified", "global", "nested"]
 """Where the timesteps of the draws are placed."""
 Proposal = Literal["prior", "weight", "adaptive"]
@@ -312,25 +314,6 @@ class ObjectiveOptions(TypedDict, total=False):
     noise_coefficient: npt.ArrayLike
     reference_latents: npt.ArrayLike | None
     wire_dtype: WireDtype | None
-
-
-class EstimateOptions(ObjectiveOptions, total=False):
-    """The keyword arguments of ``estimate_gradient``, for functions that pass them on."""
-
-    draws: int
-    seed: int | None
-    sampler: Sampler | None
-    proposal: Proposal | None
-    coupling: Coupling | None
-    control_variate: ControlVariate | None
-    history: str
-    timesteps: npt.ArrayLike | None
-    noise_indices: npt.ArrayLike | None
-    signs: npt.ArrayLike | None
-    importance_weights: npt.ArrayLike | None
-    return_draws: bool
-    return_half_estimates: bool
-    timeout: float | None
 
 
 def as_tuple(conditioning: Conditionings) -> tuple[Conditioning, ...]:

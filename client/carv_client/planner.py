@@ -20,9 +20,11 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy.typing as npt
 
@@ -31,7 +33,7 @@ from carv_client._planning.observations import Observations, Vjp, pull_back
 from carv_client._planning.plan import Costs, Plan, PlanLimits, Variances, plan
 from carv_client._planning.spread import squared_norm
 from carv_client._planning.timer import UpstreamTimer
-from carv_client._types import Estimate, EstimateOptions, Limits
+from carv_client._types import Estimate, Limits
 
 __all__ = [
     "BASELINE_OPTIONS",
@@ -46,14 +48,16 @@ __all__ = [
     "plan",
 ]
 
-BASELINE_OPTIONS: EstimateOptions = {
-    "draws": 4,
-    "sampler": "iid",
-    "proposal": "prior",
-    "coupling": "iid",
-    "control_variate": "none",
-    "return_half_estimates": True,
-}
+BASELINE_OPTIONS: Mapping[str, Any] = MappingProxyType(
+    {
+        "draws": 4,
+        "sampler": "iid",
+        "proposal": "prior",
+        "coupling": "iid",
+        "control_variate": "none",
+        "return_half_estimates": True,
+    }
+)
 """Keyword arguments of ``estimate_gradient`` for a baseline probe."""
 
 _COST_MEMORY = 20.0

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from carv_client._options import EstimateOptions
 from carv_client._sync import TeacherClient
-from carv_client._types import Conditionings, Estimate, EstimateOptions
+from carv_client._types import Conditionings, Estimate
 
 __all__ = ["attach_gradient", "score_distillation", "score_distillation_with_estimate"]
 

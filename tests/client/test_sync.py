@@ -38,8 +38,10 @@ def methods(kind: type) -> dict[str, Any]:
 def test_both_clients_have_the_same_methods_with_the_same_signatures() -> None:
     blocking, asynchronous = methods(TeacherClient), methods(AsyncTeacherClient)
     assert set(blocking) == set(asynchronous)
+    local = {"planner"}  # makes no call
     for name, member in asynchronous.items():
-        assert inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
+        calls = inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
+        assert calls or name in local
         assert inspect.signature(blocking[name]) == inspect.signature(member)
         assert member.__doc__, name
 
@@ -53,7 +55,7 @@ def test_estimate_options_are_the_keyword_arguments_of_estimate_gradient() -> No
     ]
     options = get_type_hints(EstimateOptions)
     hints = get_type_hints(method)
-    assert list(options) == keywords
+    assert sorted(options) == sorted(keywords)
     assert {name: hints[name] for name in keywords} == options
 
 

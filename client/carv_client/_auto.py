@@ -1,0 +1,72 @@
+"""Estimates with as many draws as a planner chooses: ``draws="auto"``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+
+from carv.v1 import teacher_service_pb2 as pb
+from carv_client import _requests
+from carv_client._errors import CarvError, invalid
+from carv_client._types import Draws, Estimate, Teacher
+from carv_client.planner import BASELINE_OPTIONS, DrawPlanner
+
+__all__ = ["estimate_planned", "fixed_draws"]
+
+Ask = Callable[[pb.EstimateGradientRequest], Awaitable[Estimate]]
+
+
+def fixed_draws(draws: Draws, planner: DrawPlanner | None, explicit: bool) -> int | None:
+    """K, or None where it is for a planner to choose."""
+    if draws == "auto":
+        return 0 if explicit else None
+    if isinstance(draws, str):
+        raise invalid("draws", f'{draws!r} is neither a number nor "auto"')
+    if planner is not None:
+        raise invalid("planner", 'chooses with draws="auto" alone')
+    return draws
+
+
+async def estimate_planned(
+    ask: Ask, request: pb.EstimateGradientRequest, planner: DrawPlanner, teacher: Teacher
+) -> Estimate:
+    """Fill in K, ask, and let the planner learn from the answer.
+
+    A baseline probe that fails is done without: the gradient is at hand by then.
+    """
+    renders = _requests.render_count(request.latents)
+    branches = len(request.objective.branches)
+    choice = planner.choose(renders, branches, teacher.limits, teacher.evaluation_seconds)
+    odd = choice.draws % 2 if request.return_half_estimates else 0
+    request.sampling.draws = choice.draws + odd
+    request.return_half_estimates |= choice.half_estimates
+    request.return_draws = True  # the norms of the draws say what a uniform draw varies
+    baseline = None
+    with planner.waiting():
+        estimate = await ask(request)
+        if choice.baseline:
+            with contextlib.suppress(CarvError):
+                baseline = await ask(_baseline(request))
+    planner.observe(estimate)
+    if baseline is not None:
+        planner.attach_baseline(estimate, baseline)
+    return estimate
+
+
+def _baseline(request: pb.EstimateGradientRequest) -> pb.EstimateGradientRequest:
+    """The same with independent uniform draws."""
+    options = BASELINE_OPTIONS
+    probe = pb.EstimateGradientRequest()
+    probe.CopyFrom(request)
+    probe.return_half_estimates, probe.return_draws = True, False
+    probe.sampling.CopyFrom(
+        _requests.sampling(
+            options["draws"],
+            options["sampler"],
+            options["proposal"],
+            options["coupling"],
+            options["control_variate"],
+            request.sampling.history,
+        )
+    )
+    return probe

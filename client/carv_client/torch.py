@@ -6,6 +6,7 @@ away in 16-bit latents. Here backward hands the gradient itself to ``latents``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, Unpack, cast
 
 import numpy as np
@@ -15,8 +16,9 @@ import torch
 from carv_client._options import EstimateOptions
 from carv_client._sync import TeacherClient
 from carv_client._types import Conditionings, Estimate
+from carv_client.planner import Vjp
 
-__all__ = ["attach_gradient", "score_distillation", "score_distillation_with_estimate"]
+__all__ = ["attach_gradient", "score_distillation", "score_distillation_with_estimate", "vjp_of"]
 
 Reduction = Literal["mean", "sum"]
 
@@ -89,6 +91,33 @@ def attach_gradient(
     value = torch.tensor(gradient, dtype=torch.float32, device=latents.device)
     attach = cast(Any, _AttachGradient)  # torch leaves ``apply`` untyped
     return cast(torch.Tensor, attach.apply(latents, value, divisor))
+
+
+def vjp_of(latents: torch.Tensor, parameters: Iterable[torch.Tensor]) -> Vjp:
+    """J^T of ``latents`` with respect to ``parameters``, for ``DrawPlanner.observe``.
+
+        loss, estimate = score_distillation_with_estimate(
+            latents, conditioning, client=client, draws="auto", planner=planner
+        )
+        planner.observe(estimate, vjp=vjp_of(latents, field.parameters()))
+        loss.backward()
+
+    Takes float32 [R, *event_shape] to float32 [P], all parameters one after another, summed over
+    renders. Each call is a backward pass; the graph behind ``latents`` must still be there, so
+    observe before ``backward``.
+    """
+    sources = list(parameters)
+
+    def pull_back(gradient: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        above = torch.as_tensor(gradient, dtype=latents.dtype, device=latents.device)
+        parts = torch.autograd.grad(latents, sources, above, retain_graph=True, allow_unused=True)
+        flat = [
+            source.new_zeros(source.numel()) if part is None else part.flatten()
+            for source, part in zip(sources, parts, strict=True)
+        ]
+        return torch.cat([part.float().cpu() for part in flat]).numpy()
+
+    return pull_back
 
 
 class _AttachGradient(torch.autograd.Function):

@@ -68,6 +68,8 @@ class Observations:
         self._base_parameters = Decayed(_BASELINE_MEMORY * memory)
         self.in_parameters = False
         """Whether the parameters' gradient has been observed."""
+        self.baseline_probes = 0
+        """How many there were."""
 
     def age(self) -> None:
         """One step passes."""
@@ -145,6 +147,7 @@ class Observations:
 
     def add_baseline(self, at_parameters: float, at_latents: float) -> None:
         """Squared difference of two halves of independent uniform draws, seen from both."""
+        self.baseline_probes += 1
         self._base_parameters.add(at_parameters)
         self._base_latents.add(at_latents)
 

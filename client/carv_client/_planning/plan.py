@@ -240,7 +240,9 @@ def _reasons(
             f"{amortisation_bound(costs, variances):.2f} fold; what more there is comes from "
             "strata and antithetic pairs"
         )
-    if made.amortises:
+    if largest == 1:
+        said.append("the limits allow one draw of a render alone")
+    elif made.amortises:
         said.append(f"K = {made.draws} gains {made.gain_over_single:.2f} fold over K = 1")
     elif share > 1:
         said.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from carv_client import Branch, TeacherClient
+from carv_client import Branch, DrawPlanner, TeacherClient
 from carv_client.torch import (
     attach_gradient,
     score_distillation,
     score_distillation_with_estimate,
+    vjp_of,
 )
 
 RENDERS = 3
@@ -130,3 +132,45 @@ def test_a_wrong_reduction_is_told_before_anything_is_sent() -> None:
 def test_the_light_client_does_not_import_torch() -> None:
     check = "import sys, carv_client, carv_client.commands; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_the_vjp_is_what_backward_gives() -> None:
+    """Also in pieces, with a parameter that the latents do not depend on, and more than once."""
+    weight = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    bias = torch.zeros(5, dtype=torch.float64).requires_grad_()
+    unused = torch.zeros(2, 2).requires_grad_()
+    x = torch.randn(RENDERS, 3, generator=torch.Generator().manual_seed(1))
+    y = torch.tanh(x @ weight + bias.float())
+    gradient = np.random.default_rng(2).normal(size=(RENDERS, 5)).astype(np.float32)
+    pull_back = vjp_of(y, [weight, unused, bias])
+    first, second = np.asarray(pull_back(gradient)), np.asarray(pull_back(2 * gradient))
+    attach_gradient(y, gradient, "sum").backward()
+    assert weight.grad is not None
+    assert bias.grad is not None
+    expected = np.concatenate([weight.grad.flatten().numpy(), np.zeros(4), bias.grad.numpy()])
+    assert first.dtype == np.float32
+    np.testing.assert_allclose(first, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(second, 2 * expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_planner_is_handed_on_and_sees_the_parameters(analytic_server: str) -> None:
+    seconds = itertools.count()
+    planner = DrawPlanner(warm_up=8, clock=lambda: float(next(seconds)))
+    weight = torch.ones(SHAPE[1:]).requires_grad_()
+    with TeacherClient(analytic_server) as client:
+        c = client.create_conditioning(class_id=1)
+        for seed in range(8):
+            with planner.upstream():
+                generator = torch.Generator().manual_seed(seed)
+                x = weight * torch.randn(SHAPE, generator=generator)
+            loss, estimate = score_distillation_with_estimate(
+                x, c, client=client, draws="auto", planner=planner, guidance_scale=1.0, seed=seed
+            )
+            planner.observe(estimate, vjp=vjp_of(x, [weight]))
+            loss.backward()
+    assert planner.variances is not None
+    assert planner.costs is not None
+    made = planner.plan()
+    assert made is not None
+    assert made.predicted_ecm is not None
+    assert made.reasons[-1] == "variances are those of the parameters' gradient"

@@ -28,7 +28,7 @@ class UpstreamTimer:
         self._seconds = 0.0
         self._broken = False
         self._marked = False
-        self._flushed = False
+        self._flushed = self._begun = self._steady = False
         self._in_flight = 0
         self._replied: float | None = None
         self._gap: float | None = None
@@ -72,17 +72,23 @@ class UpstreamTimer:
     def flush(self) -> float | None:
         """Seconds since the last flush, at the end of a step; None where they are not known.
 
-        The first step with marked blocks is left out: its backward pass may be yet to come.
+        The first step with marked blocks is left out, its backward pass may be yet to come; and
+        those without any that follow, which belong to it where many requests are in flight.
         """
         with self._lock:
             self._settle()
-            seconds, broken, first = self._seconds, self._broken, not self._flushed
+            seconds, broken = self._seconds, self._broken
             self._seconds, self._broken = 0.0, False
             gap, self._gap = self._gap, None
             if not self._marked:
                 return gap
-            self._flushed = True
-            return None if broken or first else seconds
+            first, self._flushed = not self._flushed, True
+            if not self._steady and (first or self._begun or seconds > 0):
+                self._steady = self._begun and seconds > 0
+                self._begun |= seconds > 0
+                if not self._steady:
+                    return None
+            return None if broken else seconds
 
     def _settle(self) -> None:
         """Take in the time since the last change of state."""

@@ -33,11 +33,12 @@ def clock() -> Clock:
 
 @pytest.fixture
 def timer(clock: Clock) -> UpstreamTimer:
-    """With its first step behind it."""
+    """With its first steps behind it."""
     timer = UpstreamTimer(clock)
-    with timer.block():
-        pass
-    assert timer.flush() is None
+    for expected in (None, 1.0):
+        with timer.block():
+            clock.pass_by(1.0)
+        assert timer.flush() == expected
     return timer
 
 
@@ -130,6 +131,15 @@ def test_the_first_step_is_left_out() -> None:
         assert timer.flush() == expected
         with timer.block():
             clock.pass_by(1.0)
+
+
+def test_many_requests_in_flight_share_what_was_done_before_them() -> None:
+    clock = Clock()
+    timer = UpstreamTimer(clock)
+    for expected in ([None, None, None], [6.0, 0.0, 0.0]):
+        with timer.block():
+            clock.pass_by(6.0)
+        assert [timer.flush() for _ in range(3)] == expected
 
 
 def test_without_blocks_upstream_is_the_time_between_reply_and_request() -> None:

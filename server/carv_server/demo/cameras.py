@@ -9,22 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from carv_client.cameras import View, ViewRange, independent_views
+
 __all__ = ["View", "camera_rays", "orbit_camera", "random_views", "ring"]
-
-
-@dataclass(frozen=True)
-class View:
-    """Where a camera stands: angles in degrees, distance in world units."""
-
-    azimuth: float
-    elevation: float
-    distance: float
 
 
 def orbit_camera(view: View) -> Tensor:
@@ -62,12 +54,9 @@ def random_views(
     rng: np.random.Generator, elevation: tuple[float, float], distance: tuple[float, float]
 ) -> Iterator[View]:
     """Endless views with azimuth, elevation and distance uniform in their ranges."""
+    region = ViewRange(elevation, distance)
     while True:
-        yield View(
-            azimuth=float(rng.uniform(0.0, 360.0)),
-            elevation=float(rng.uniform(*elevation)),
-            distance=float(rng.uniform(*distance)),
-        )
+        yield from independent_views(region, 1, rng)
 
 
 def ring(count: int, elevation: float, distance: float, offset: float = 0.0) -> list[View]:

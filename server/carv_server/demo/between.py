@@ -101,11 +101,10 @@ def measure_bank(
         view = region.view((column + 0.5) / azimuths, (row + 0.5) / elevations, 0.5)
         image = render_view(field, view, convention, samples=settings.samples).image
         latents = studio.encoder(image[None])
+        options = method.options(settings, fraction, seed + index)
+        options["return_half_estimates"] = True
         estimate = studio.client.estimate_gradient(
-            latents.detach().numpy(),
-            studio.conditioning(view),
-            **method.options(settings, fraction, seed + index),
-            return_half_estimates=True,
+            latents.detach().numpy(), studio.conditioning(view), **options
         )
         assert estimate.half_estimates is not None
         halves: list[torch.Tensor] = []

@@ -81,7 +81,7 @@ def test_the_bank_holds_the_exact_parameter_gradients(
         studio, field, SETTINGS, azimuths=4, elevations=2, draws=4, progress=booked.append
     )
     assert sum(booked) == pytest.approx(1.0)
-    region = ViewRange(convention.elevation, (convention.distance,) * 2)
+    region = ViewRange(convention.elevation, (convention.distance, convention.distance))
     gradients = []
     for row in range(2):
         for column in range(4):

@@ -108,6 +108,7 @@ def test_a_planner_learns_costs_and_variances_of_a_real_server(
     assert variances.within(draws) == pytest.approx(within, rel=0.25)
     assert variances.between == pytest.approx(both - within, rel=0.25)
     assert variances.uniform == pytest.approx(uniform, rel=0.25)
+    assert variances.uniform is not None
     plain = (variances.between + variances.uniform) * costs.of_render(1)
     here = variances.of_render(made.draws) * costs.of_render(made.draws)
     assert made.predicted_ecm == pytest.approx(plain / here)

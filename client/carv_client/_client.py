@@ -20,7 +20,6 @@ from carv_client._config import DEFAULT_ADDRESS, ClientConfig
 from carv_client._errors import InternalError, invalid
 from carv_client._handles import Handles
 from carv_client._objective import ObjectiveSettings, one_teacher, pose
-from carv_client._options import ObjectiveOptions
 from carv_client._profile_types import TeacherProfile
 from carv_client._transport import (
     ESTIMATE_GRADIENT,
@@ -43,6 +42,7 @@ from carv_client._types import (
     Guidance,
     NamedWeighting,
     NoisePrediction,
+    ObjectiveOptions,
     Proposal,
     RefinedEstimate,
     Sampler,
@@ -351,17 +351,15 @@ class AsyncTeacherClient:
 
         async def ask(request: pb.EstimateGradientRequest) -> Estimate:
             fill = question.filler(self._handles, request.objective)
-            reply = await self._handles.call(
-                ESTIMATE_GRADIENT, request, fill, question.conditionings, deadline
-            )
+            used = question.conditionings
+            reply = await self._handles.call(ESTIMATE_GRADIENT, request, fill, used, deadline)
             return _replies.estimate(reply)
 
         if fixed is not None:
             return await ask(request)
-        known = await self.get_teacher(question.teacher or None, timeout=deadline.remaining())
-        return await estimate_planned(
-            ask, request, planner or self.planner(question.teacher), known
-        )
+        name = question.teacher
+        known = await self.get_teacher(name or None, timeout=deadline.remaining())
+        return await estimate_planned(ask, request, planner or self.planner(name), known)
 
     async def refine_gradient(
         self,

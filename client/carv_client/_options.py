@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
-
 import numpy.typing as npt
 
 from carv_client._types import (
-    Branch,
     ControlVariate,
     Coupling,
     Draws,
-    Guidance,
-    NamedWeighting,
+    ObjectiveOptions,
     Proposal,
     Sampler,
-    WireDtype,
 )
 from carv_client.planner import DrawPlanner
 
-__all__ = ["EstimateOptions", "ObjectiveOptions"]
-
-
-class ObjectiveOptions(TypedDict, total=False):
-    """The keyword arguments of ``estimate_gradient`` that say what is estimated."""
-
-    guidance_scale: float
-    guidance: Guidance
-    negative_prompt: str | None
-    teacher: str | None
-    timestep_range: tuple[float, float]
-    prior: npt.ArrayLike | None
-    weighting: NamedWeighting | npt.ArrayLike
-    branches: Sequence[Branch] | None
-    noise_coefficient: npt.ArrayLike
-    reference_latents: npt.ArrayLike | None
-    wire_dtype: WireDtype | None
+__all__ = ["EstimateOptions"]
 
 
 class EstimateOptions(ObjectiveOptions, total=False):

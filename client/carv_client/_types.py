@@ -27,6 +27,7 @@ __all__ = [
     "Limits",
     "NamedWeighting",
     "NoisePrediction",
+    "ObjectiveOptions",
     "Proposal",
     "RefinedEstimate",
     "Sampler",
@@ -297,6 +298,22 @@ class NoisePrediction:
     queue_seconds: float
     compute_seconds: float
     total_seconds: float
+
+
+class ObjectiveOptions(TypedDict, total=False):
+    """The keyword arguments of ``estimate_gradient`` that say what is estimated."""
+
+    guidance_scale: float
+    guidance: Guidance
+    negative_prompt: str | None
+    teacher: str | None
+    timestep_range: tuple[float, float]
+    prior: npt.ArrayLike | None
+    weighting: NamedWeighting | npt.ArrayLike
+    branches: Sequence[Branch] | None
+    noise_coefficient: npt.ArrayLike
+    reference_latents: npt.ArrayLike | None
+    wire_dtype: WireDtype | None
 
 
 def as_tuple(conditioning: Conditionings) -> tuple[Conditioning, ...]:

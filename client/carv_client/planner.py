@@ -93,13 +93,13 @@ class DrawPlanner:
     Safe to use from several threads. Costs are means over the last 20 steps or so, variances
     over the last ``memory``.
 
-    *Probes.* On the first ``warm_up`` steps, and every ``probe_interval``-th, the client asks for
-    half-estimates, with K a multiple of 4. Their strata are half as many, so that with
-    K·W(K) = a·(1 + 1.4/K) W is 15 % larger at K = 8 on such a step: at an interval of 16, 1 % of
-    W, about 0.5 % of V. With a VJP a probe costs one more backward pass (two where R = 1 and no
-    ``gradient`` is given), about 2 % of a step at c_up/c_den = 9 with half of c_up in the
-    backward pass; a baseline probe, 4 more draws and one more backward pass, comes every 80
-    steps or so, 0.6 %.
+    *Probes.* On the first ``warm_up`` steps, and every ``probe_interval``-th, the client asks
+    for half-estimates, with K a multiple of 4, and twice that on every other probe, so that W
+    is measured at K/2 and at K. Halves have half as many strata: with K·W(K) = a·(1 + 1.4/K) W
+    is 15 % larger at K = 8 on such a step, at an interval of 16 1 % of W, about 0.5 % of V.
+    With a VJP a probe costs one more backward pass (two where R = 1 and no ``gradient`` is
+    given), about 2 % of a step at c_up/c_den = 9 with half of c_up in the backward pass; a
+    baseline probe, 4 more draws and one more backward pass, comes every 80 steps or so, 0.6 %.
 
     *Space.* What counts is the variance of the parameters' gradient. Without ``vjp`` it is that
     of the latents', where different views are compared value by value as if they were the same
@@ -299,6 +299,8 @@ class DrawPlanner:
                 most = max(1, min(most, limits.max_draws, affordable))
             made = self.plan(renders)
             probe = self.wants_halves and most > 1
+            # Every other probe measures W(K) itself, from halves of K draws each.
+            double = self._steps >= self._warm_up and self._steps // self._interval % 2 == 1
             scarce = self._observed.in_parameters and self._observed.baselines < _BASELINES
             warn = made is not None and most > 1 and self._should_warn(made)
         if made is not None and warn:
@@ -306,7 +308,8 @@ class DrawPlanner:
         draws = min(self._first_draws, most) if made is None else made.draws
         if probe:  # halves of an even number of draws: an odd one leaves one without a partner
             most_whole = most - most % 4 if most >= 4 else 2
-            draws = min(4 * -(-draws // 4), most_whole)
+            whole = 4 * -(-draws // 4)
+            draws = min(2 * whole if double else whole, most_whole)
         return DrawChoice(draws, probe, probe and scarce and most >= 4, made)
 
     def _should_warn(self, made: Plan) -> bool:

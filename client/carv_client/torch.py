@@ -110,9 +110,10 @@ def vjp_of(latents: torch.Tensor, parameters: Iterable[torch.Tensor]) -> Vjp:
 
     def pull_back(gradient: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         above = torch.as_tensor(gradient, dtype=latents.dtype, device=latents.device)
-        # None for a parameter that the latents do not depend on, whatever torch's stubs say.
-        found = torch.autograd.grad(latents, sources, above, retain_graph=True, allow_unused=True)
-        parts = cast("tuple[torch.Tensor | None, ...]", found)
+        parts = cast(
+            "tuple[torch.Tensor | None, ...]",
+            torch.autograd.grad(latents, sources, above, retain_graph=True, allow_unused=True),
+        )
         flat = [
             source.new_zeros(source.numel()) if part is None else part.flatten()
             for source, part in zip(sources, parts, strict=True)

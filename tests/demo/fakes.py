@@ -68,7 +68,12 @@ class FakeClient:
     ) -> Estimate:
         self.requests.append({"conditioning": conditioning, **options})
         rng = np.random.default_rng(options["seed"])
-        noise = rng.normal(scale=self.scale / options["draws"] ** 0.5, size=latents.shape)
+        deviation, halves = self.scale / options["draws"] ** 0.5, None
+        noise = rng.normal(scale=deviation, size=latents.shape)
+        if options.get("return_half_estimates"):
+            spread = rng.normal(scale=deviation, size=latents.shape)
+            halves = np.stack([self.pull * latents + noise + side * spread for side in (1, -1)])
+            halves = halves.astype(np.float32)
         return Estimate(
             gradient=(self.pull * latents + noise).astype(np.float32),
             noise_variance=None,
@@ -85,6 +90,7 @@ class FakeClient:
             compute_seconds=SECONDS_PER_DRAW * options["draws"],
             total_seconds=0.0,
             draws=None,
+            half_estimates=halves,
         )
 
     def predict_noise(

@@ -60,15 +60,15 @@ class Upstream:
 def test_a_planner_learns_costs_and_variances_of_a_real_server(
     client: TeacherClient, component: Conditioning
 ) -> None:
-    """In latent space, R = 1, 200 steps. B, W(K) at the planned K, and W_u(1) against those of
-    600 views and seeds of their own: relative errors of the planner's from some 16 probes and
-    200 comparisons, 25 %."""
+    """In latent space, R = 1, 200 steps, an upstream so dear that K = 8 is at its limit on any
+    machine. B, W(8) and W_u(1) against those of 300 views and seeds of their own: relative errors
+    of the planner's from some 16 probes and 200 comparisons, 25 %."""
     clock, views = Upstream(), View(0)
-    planner = DrawPlanner(clock=clock, memory=400.0)
+    planner = DrawPlanner(clock=clock, memory=400.0, max_draws=8)
     options: dict[str, Any] = {"guidance_scale": 7.5, "history": "planner-test"}
     estimates: list[Estimate] = []
     for seed in range(200):
-        clock.work(planner, 0.05)
+        clock.work(planner, 5.0)
         estimates.append(
             client.estimate_gradient(
                 views.latents(1), component, draws="auto", planner=planner, seed=seed, **options
@@ -81,7 +81,7 @@ def test_a_planner_learns_costs_and_variances_of_a_real_server(
     assert costs is not None
     assert variances is not None
     assert costs.branches == 2
-    assert costs.upstream_seconds == pytest.approx(0.05)
+    assert costs.upstream_seconds == pytest.approx(5.0)
     spent = [(each.compute_seconds, each.evaluations_spent) for each in estimates]
     seconds, evaluations = np.array(spent).T
     rates = seconds / evaluations
@@ -101,13 +101,14 @@ def test_a_planner_learns_costs_and_variances_of_a_real_server(
 
     made = planner.plan()
     assert made is not None
-    assert made.draws / 1.5 <= estimates[-1].draws_spent <= 1.5 * made.draws
     draws = made.draws
+    assert draws == estimates[-1].draws_spent == 8
     both, within = total(draws, sampler="stratified", proposal="adaptive", coupling="antithetic")
     _, uniform = total(1, sampler="iid", proposal="prior", coupling="iid", control_variate="none")
     assert variances.within(draws) == pytest.approx(within, rel=0.25)
     assert variances.between == pytest.approx(both - within, rel=0.25)
     assert variances.uniform == pytest.approx(uniform, rel=0.25)
+    assert variances.uniform is not None
     plain = (variances.between + variances.uniform) * costs.of_render(1)
     here = variances.of_render(made.draws) * costs.of_render(made.draws)
     assert made.predicted_ecm == pytest.approx(plain / here)
@@ -125,7 +126,7 @@ def test_baseline_probes_are_made_once_parameters_are_observed(
 
     planner = DrawPlanner(clock=clock, warm_up=6)
     for seed in range(6):
-        clock.work(planner, 1e-2)
+        clock.work(planner, 10.0)
         estimate = client.estimate_gradient(
             views.latents(2), component, draws="auto", planner=planner, guidance_scale=1.0,
             seed=seed,

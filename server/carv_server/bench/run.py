@@ -16,6 +16,7 @@ from carv_server.bench.direct import Seeds
 from carv_server.bench.grid_section import measure_grid
 from carv_server.bench.headline_section import measure_headline
 from carv_server.bench.laboratory import Laboratory
+from carv_server.bench.planner_section import measure_planning
 from carv_server.bench.refine_section import measure_refinement
 from carv_server.bench.serving import LiveServer
 from carv_server.bench.session import Session
@@ -44,6 +45,7 @@ SECTIONS: tuple[Section, ...] = (
     measure_grid,
     measure_weightings,
     measure_attribution,
+    measure_planning,
     measure_refinement,
 )
 """In this order; a later one may read an earlier one's tables."""

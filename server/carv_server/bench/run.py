@@ -22,6 +22,7 @@ from carv_server.bench.serving import LiveServer
 from carv_server.bench.session import Session
 from carv_server.bench.settings import PROMPTS, Scale
 from carv_server.bench.states import Studio, draw_states, optimise_field, sample_state
+from carv_server.bench.strata_section import measure_strata
 from carv_server.bench.summary import write_documents, write_summary
 from carv_server.bench.tables import Origin
 from carv_server.bench.weightings_section import measure_weightings
@@ -43,6 +44,7 @@ SECTIONS: tuple[Section, ...] = (
     measure_headline,
     measure_breadth,
     measure_grid,
+    measure_strata,
     measure_weightings,
     measure_attribution,
     measure_planning,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from carv_server.bench.cells import Measured
 from carv_server.bench.figures import plot_curves
 from carv_server.bench.grid import SPACES, measure_within
@@ -37,7 +39,9 @@ def measure_strata(session: Session) -> None:
     }
     found: dict[tuple[str, str, int], Measured] = {}
 
-    def measure(sampler: TimestepSampler, k: int) -> dict[str, Measured]:
+    effort = session.scale.grid_effort
+
+    def measure(sampler: TimestepSampler, k: int, times: int = 1) -> dict[str, Measured]:
         method = Method(
             sampler.value,
             sampler.value,
@@ -45,10 +49,10 @@ def measure_strata(session: Session) -> None:
         )
         return measure_within(
             session.laboratory, views, method, objective, None, renders, k,
-            session.scale.grid_effort, session.seeds,
+            replace(effort, most=times * effort.most), session.seeds,
         ).within  # fmt: skip
 
-    base = measure(TimestepSampler.IID, 1)
+    base = measure(TimestepSampler.IID, 1, times=4)  # cheap, and all rests on it
     for k in draws:
         for name, sampler in samplers.items():
             within = measure(sampler, k)

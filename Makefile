@@ -22,7 +22,7 @@ export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-statistics lint check format proto proto-check bench teacher clean
+.PHONY: help demo test test-statistics lint check format proto proto-check variance bench teacher clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -55,6 +55,9 @@ proto: $(PROTO_VENV)/.ready ## regenerate the committed stubs
 
 proto-check: $(PROTO_VENV)/.ready ## fail if the committed stubs differ from the .proto files
 	$(PROTO_PY) proto/generate.py --check
+
+variance: $(VENV)/.demo ## variance benchmark, about 35 minutes (ARGS="--quick" for two)
+	$(VENV)/bin/carv bench variance $(ARGS)
 
 bench: $(VENV)/.dev ## serving benchmark: ratios within one run
 	$(PY) -m benchmarks.serving $(ARGS)

@@ -111,6 +111,7 @@ def test_quick_run(tmp_path: Path) -> None:
     tables = {path.stem for path in output.glob("*.csv")}
     assert {"headline", "headline_summary", "kinds", "draws", "agreement", "proposals"} <= tables
     assert {"grid", "cost_ratios", "strata", "weightings", "control", "attribution"} <= tables
+    assert {"planner", "cameras", "refine"} <= tables
     for name in tables:
         assert f"[{name}]({name}.md)" in summary
         lines = (output / f"{name}.csv").read_text().splitlines()

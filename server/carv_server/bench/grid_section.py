@@ -1,4 +1,4 @@
-"""Variance and ECM over (R, K), against compute; strata over renders; cost ratios."""
+"""Variance and ECM over (R, K), against compute, and by cost ratio."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from carv_server.bench.settings import WARM_DRAWS
 from carv_server.bench.tables import Table
 from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.past import Past
-from carv_server.sampling.plan import ControlVariate, NoiseCoupling, Sampling
-from carv_server.sampling.proposals import Proposal
-from carv_server.sampling.timesteps import TimestepSampler
 
 __all__ = ["COST_RATIOS", "GRID_GUIDANCE", "measure_grid"]
 
@@ -32,7 +29,7 @@ _VIEW_SEED = 909
 
 
 def measure_grid(session: Session) -> None:
-    """Tables ``grid``, ``cost_ratios``, ``strata``; figures of the same names."""
+    """Tables ``grid``, ``matched`` and ``cost_ratios``, and figures."""
     objective = guided_objective(session.laboratory.schedule, GRID_GUIDANCE)
     for stage in session.stages:
         if stage.prompt != session.scale.prompts[0]:
@@ -45,9 +42,8 @@ def measure_grid(session: Session) -> None:
         )
         session.studies.append(_study(session, views, objective))
         _write_grid(session, session.studies)
+        _write_matched(session, session.studies)
         _write_ratios(session, session.studies)
-    session.say("strata over renders")
-    _measure_strata(session, session.studies[-1].views, objective)
 
 
 def _study(session: Session, views: Views, objective: ObjectiveTables) -> GridStudy:
@@ -148,6 +144,33 @@ def _write_grid(session: Session, studies: list[GridStudy]) -> None:
         )
 
 
+def _write_matched(session: Session, studies: list[GridStudy]) -> None:
+    table = Table(
+        "matched",
+        "Relative efficiency at matched (R, K)",
+        f"Against iid uniform at the same (R, K), guidance {GRID_GUIDANCE:g}, mean over "
+        f"{', '.join(study.views.stage.stage for study in studies)}: of the variance over draws, "
+        "and of the total, which holds that between views.",
+        ("space", "R", "K", "paper, draws", "ours, draws", "paper, total", "ours, total"),
+    )
+    for space in SPACES:
+        for renders in session.scale.grid_renders:
+            for draws in session.scale.grid_draws:
+                base = ("uniform", renders, draws)
+                cells: list[Measured] = []
+                for name in ("paper", "ours"):
+                    quotients = [
+                        s.within[space, *base].over(s.within[space, name, renders, draws])
+                        for s in studies
+                    ]
+                    cells.append(mean_of(quotients))
+                for name in ("paper", "ours"):
+                    point = (name, renders, draws)
+                    cells.append(mean_of([s.quotient(space, base, point) for s in studies]))
+                table.add(space, renders, draws, *cells)
+    session.write(table)
+
+
 def _grid_curves(session: Session, study: GridStudy, space: str) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     for method in _METHODS:
@@ -230,62 +253,3 @@ def _ratio_targets(session: Session, space: str, gains: dict[float, Measured]) -
         session.replace_target(
             Target(claim, f"{gain.value:.2f} ± {gain.error:.2f}", gain.value >= wanted)
         )
-
-
-def _measure_strata(session: Session, views: Views, objective: ObjectiveTables) -> None:
-    """Per-render, global and nested strata at the grid's largest R."""
-    renders = session.scale.grid_renders[-1]
-    table = Table(
-        "strata",
-        f"Strata over renders, R = {renders}",
-        "Variance over draws of the mean over renders, by how the strata of timesteps are laid "
-        "over them: RE against iid draws of the same proposal (weight), noise iid.",
-        ("space", "K", "strata", "within", "RE against iid"),
-    )
-    draws = [k for k in session.scale.grid_draws if k <= 8]
-    samplers = {
-        "per render": TimestepSampler.STRATIFIED,
-        "global": TimestepSampler.GLOBAL,
-        "nested": TimestepSampler.NESTED,
-    }
-    found: dict[tuple[str, str, int], Measured] = {}
-
-    def measure(sampler: TimestepSampler, k: int) -> dict[str, Measured]:
-        method = Method(
-            sampler.value,
-            sampler.value,
-            Sampling(sampler, Proposal.WEIGHT, NoiseCoupling.IID, ControlVariate.NONE),
-        )
-        return measure_within(
-            session.laboratory, views, method, objective, None, renders, k,
-            session.scale.grid_effort, session.seeds,
-        ).within  # fmt: skip
-
-    base = measure(TimestepSampler.IID, 1)
-    for k in draws:
-        for name, sampler in samplers.items():
-            within = measure(sampler, k)
-            for space in SPACES:
-                ratio = base[space].scaled(1 / k).over(within[space])
-                found[space, name, k] = ratio
-                table.add(space, k, name, within[space], ratio)
-        session.write(table)
-    session.draw(
-        "strata",
-        f"Strata over R = {renders} renders: RE of the mean over renders against iid draws of the "
-        "same proposal.",
-        lambda path: plot_curves(
-            {
-                f"{space} space": {
-                    name: (draws, [found[space, name, k] for k in draws], None) for name in samplers
-                }
-                for space in SPACES
-            },
-            "K",
-            "RE against iid",
-            path,
-            log_x=True,
-            baseline=1.0,
-            dodge=True,
-        ),
-    )

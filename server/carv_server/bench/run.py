@@ -16,11 +16,13 @@ from carv_server.bench.direct import Seeds
 from carv_server.bench.grid_section import measure_grid
 from carv_server.bench.headline_section import measure_headline
 from carv_server.bench.laboratory import Laboratory
+from carv_server.bench.planner_section import measure_planning
 from carv_server.bench.refine_section import measure_refinement
 from carv_server.bench.serving import LiveServer
 from carv_server.bench.session import Session
 from carv_server.bench.settings import PROMPTS, Scale
 from carv_server.bench.states import Studio, draw_states, optimise_field, sample_state
+from carv_server.bench.strata_section import measure_strata
 from carv_server.bench.summary import write_documents, write_summary
 from carv_server.bench.tables import Origin
 from carv_server.bench.weightings_section import measure_weightings
@@ -42,8 +44,10 @@ SECTIONS: tuple[Section, ...] = (
     measure_headline,
     measure_breadth,
     measure_grid,
+    measure_strata,
     measure_weightings,
     measure_attribution,
+    measure_planning,
     measure_refinement,
 )
 """In this order; a later one may read an earlier one's tables."""

@@ -25,7 +25,7 @@ _SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "R (c_up + K c_den). ECM is the cost of iid uniform at (R, K) = (2, 1) over that of the "
         "method at equal variance. Parameter space is that of the demo's voxel field, through "
         "renderer and encoder.",
-        ("cost_ratios", "grid", "strata"),
+        ("cost_ratios", "matched", "strata"),
     ),
     (
         "Proposals, prompts, weightings",
@@ -49,7 +49,7 @@ _FIGURES = {
     "headline_summary": ("headline",),
     "kinds": ("kinds",),
     "draws": ("draws",),
-    "grid": ("grid_latent", "grid_parameter"),
+    "matched": ("grid_latent", "grid_parameter"),
     "cost_ratios": ("cost_ratios",),
     "strata": ("strata",),
     "weightings": ("weightings",),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -97,7 +99,7 @@ def test_the_squared_gradient_is_the_closed_form(
     found = measure(lambda k: k.squared_gradient)
     x = state.latents.reshape(1, *laboratory.event_shape)
     weights = objective.prior * objective.weighting
-    gradient = sum(
+    gradient: Any = sum(
         np.einsum("t,td->d", weights * a, _expected(laboratory, x, label))
         for a, label in zip(objective.branch_coefficients, (1, 2), strict=True)
     )

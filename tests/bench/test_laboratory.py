@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from carv_server.bench.grid import between_views
@@ -58,7 +60,7 @@ def test_factors_keep_inner_products_of_parameter_gradients() -> None:
     jacobians = [torch.randn(6, 40, generator=generator) for _ in range(3)]
     factors = _factors(jacobians)
     g = np.random.default_rng(2).normal(size=(3, 6))
-    exact = sum(j.numpy().T.astype(float) @ v for j, v in zip(jacobians, g, strict=True))
+    exact: Any = sum(j.numpy().T.astype(float) @ v for j, v in zip(jacobians, g, strict=True))
     mapped = np.einsum("cd,cdp->p", g, factors)
     # float32 products of 40 terms.
     np.testing.assert_allclose(mapped @ mapped, exact @ exact, rtol=1e-5)

@@ -143,6 +143,7 @@ def test_norms_and_half_estimates_are_those_of_the_draws(
     replayed = client.estimate_gradient(x, conditioning, seed=77, return_draws=True, **table)
     np.testing.assert_allclose(replayed.gradient, found.gradient, rtol=1e-4, atol=1e-6)
     assert replayed.draws is not None
+    assert replayed.draws.norms is not None and found.draws.norms is not None
     np.testing.assert_allclose(replayed.draws.norms, found.draws.norms, rtol=1e-5)
     assert (found.half_estimates is not None) == halves
     if found.half_estimates is not None:

@@ -38,7 +38,8 @@ Change = Callable[[Request], object]
 
 def profile_request(handle: str, renders: int = 2, **fields: Any) -> Request:
     """A good request: score distillation with one branch."""
-    request = Request(latents=encode_tensor(latents(renders)), **{"seed": 7, **fields})
+    values: dict[str, Any] = {"seed": 7, **fields}
+    request = Request(latents=encode_tensor(latents(renders)), **values)
     request.objective.branches.add(conditionings=[handle]).coefficient.constant = 1.0
     request.objective.noise_coefficient.constant = -1.0
     return request

@@ -51,7 +51,7 @@ __all__ = [
 
 BASELINE_OPTIONS: Mapping[str, Any] = MappingProxyType(
     {
-        "draws": 4,
+        "draws": 16,
         "sampler": "iid",
         "proposal": "prior",
         "coupling": "iid",
@@ -62,7 +62,7 @@ BASELINE_OPTIONS: Mapping[str, Any] = MappingProxyType(
 """Keyword arguments of ``estimate_gradient`` for a baseline probe."""
 
 _COST_MEMORY = 20.0
-_BASELINES = 8.0
+_BASELINES = 12.0
 """Baseline probes, discounted by age, to keep at hand."""
 _SURE = 3.0
 """Comparisons of renders, discounted by age, before a warning is given."""
@@ -99,7 +99,8 @@ class DrawPlanner:
     is 15 % larger at K = 8 on such a step, at an interval of 16 1 % of W, about 0.5 % of V.
     With a VJP a probe costs one more backward pass (two where R = 1 and no ``gradient`` is
     given), about 2 % of a step at c_up/c_den = 9 with half of c_up in the backward pass; a
-    baseline probe, 4 more draws and one more backward pass, comes every 80 steps or so, 0.6 %.
+    baseline probe, 16 more draws and one more backward pass, comes with every probe of the
+    first 200 steps, 8 %, and every 80 steps or so after, 1.5 %.
 
     *Space.* What counts is the variance of the parameters' gradient. Without ``vjp`` it is that
     of the latents', where different views are compared value by value as if they were the same
@@ -293,10 +294,11 @@ class DrawPlanner:
             self._branches = branches or self._branches
             self._limits = limits or self._limits
             self._told_seconds = evaluation_seconds or self._told_seconds
-            limits, most = self._limits, self._max_draws
+            limits, allowed = self._limits, _NO_LIMIT
             if limits is not None:
                 affordable = int(limits.max_evaluations / (renders * self._branches))
-                most = max(1, min(most, limits.max_draws, affordable))
+                allowed = max(1, min(limits.max_draws, affordable))
+            most = min(self._max_draws, allowed)
             made = self.plan(renders)
             probe = self.wants_halves and most > 1
             # Every other probe measures W(K) itself, from halves of K draws each.
@@ -310,7 +312,8 @@ class DrawPlanner:
             most_whole = most - most % 4 if most >= 4 else 2
             whole = 4 * -(-draws // 4)
             draws = min(2 * whole if double else whole, most_whole)
-        return DrawChoice(draws, probe, probe and scarce and most >= 4, made)
+        baseline = probe and scarce and allowed >= BASELINE_OPTIONS["draws"]
+        return DrawChoice(draws, probe, baseline, made)
 
     def _should_warn(self, made: Plan) -> bool:
         """Once, as soon as it is sure enough."""

@@ -19,7 +19,7 @@ Vjp = Callable[[Float32Array], npt.ArrayLike]
 """From a gradient at the latents, float32 [R, *event_shape], to that at the parameters, [P]:
 J^T applied, summed over renders. Linear, and called more than once."""
 
-_BASELINE_MEMORY = 4.0
+_BASELINE_MEMORY = 6.0
 """In units of the memory: the ratio of the two spaces moves slowly."""
 
 

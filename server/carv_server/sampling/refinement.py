@@ -44,7 +44,7 @@ _SNAP_DOWN, _SNAP_UP = 1.1, 0.85
 # K W(K) = a (1 + b / K) falls towards a as strata shrink and pairs come closer: b as measured for
 # adjacent antithetic strata, and as collapsed strata see it, which are conservative at small K.
 # Only the number of draws rests on these.
-_OVERHEAD, _COLLAPSED_OVERHEAD = 1.4, 5.5
+_OVERHEAD, _COLLAPSED_OVERHEAD = 1.4, 4.5
 _LARGEST_BLOCK = 64
 _MOST_BLOCKS = 512
 

@@ -209,8 +209,8 @@ class DrawPlanner:
         of an estimate with ``BASELINE_OPTIONS``.
 
         Predicted ECM in parameter space rests on it. What strata and pairs leave is another part
-        of the noise, and J^T passes another share of it: on the embedded teacher 19 %, of a
-        single draw's variance 26 %.
+        of the noise, and J^T passes another share of it: at one state of the demo's field 19 %, of
+        a single draw's variance 26 %.
         """
         halves = baseline.half_estimates
         if halves is None:

@@ -19,7 +19,8 @@ in t); G is a U-statistic over noises. Errors are a jackknife over blocks of noi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +71,10 @@ class Bank:
         if control is not None:
             d = d + control[t]
         signs = np.array([1.0, -1.0])[None, :, None, None]
-        h = np.einsum("bt,tsbnd->tsnd", a, self.predictions)
+        h: Float64Array = sum(
+            (row[:, None, None, None] * self.predictions[:, :, j] for j, row in enumerate(a)),
+            np.zeros(()),
+        )
         h += d[:, None, None, None] * signs * self.noise[None, None]
         noises = self.noise.shape[0]
         block_of: npt.NDArray[np.int64] = np.arange(noises, dtype=np.int64) * BLOCKS // noises
@@ -134,12 +138,12 @@ class Kernels:
     opposite: Float64Array
     product: Float64Array
 
-    @property
+    @cached_property
     def second_moment(self) -> Float64Array:
         """m2(t) = E ||h||^2, float64 [n]."""
         return self.interpolation @ np.diag(self.same)
 
-    @property
+    @cached_property
     def squared_gradient(self) -> float:
         mean = (self.prior * self.weighting) @ self.interpolation
         return float(mean @ self.product @ mean)
@@ -171,20 +175,23 @@ class Measurer:
     support: npt.NDArray[np.int64]
     interpolation: Float64Array
     objective: ObjectiveTables
+    _made: dict[int | None, Kernels] = field(default_factory=dict["int | None", Kernels])
 
     def __call__(self, statistic: Statistic) -> Measured:
         return jackknife(len(self.sums.counts), lambda block: statistic(self.kernels(block)))
 
     def kernels(self, left_out: int | None = None) -> Kernels:
-        same, opposite, product = self.sums.kernels(left_out)
-        return Kernels(
-            self.objective.prior[self.support],
-            self.objective.weighting[self.support],
-            self.interpolation,
-            same,
-            opposite,
-            product,
-        )
+        if left_out not in self._made:
+            same, opposite, product = self.sums.kernels(left_out)
+            self._made[left_out] = Kernels(
+                self.objective.prior[self.support],
+                self.objective.weighting[self.support],
+                self.interpolation,
+                same,
+                opposite,
+                product,
+            )
+        return self._made[left_out]
 
 
 def measurer(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from carv_server.bench.cells import Cell, Measured, mean_of
-from carv_server.bench.figures import plot_curves
+from carv_server.bench.figures import Curve, plot_curves
 from carv_server.bench.headline_section import at_most
 from carv_server.bench.kernels import Kernels, Measurer, measurer, strata_variance
 from carv_server.bench.methods import guided_objective
@@ -78,22 +79,19 @@ def measure_refinement(session: Session) -> None:
             share,
         )
         session.write(table)
+    prompts = list(dict.fromkeys(state.prompt for state in states))
+    kinds = list(dict.fromkeys(state.kind for state in states))
     session.draw(
         "refine",
         f"RefineGradient at {_TARGET:.0%}: draws spent over the oracle's K, and the true error "
         "over the target, by state.",
         lambda path: plot_curves(
-            {
-                f"target {_TARGET:.0%}": {
-                    "draws / oracle K": (list(range(len(states))), ratios, None),
-                    "true error / target": (list(range(len(states))), kept, None),
-                }
-            },
+            {prompt: _curves(states, prompt, ratios, kept) for prompt in prompts},
             "",
             "ratio",
             path,
             baseline=1.0,
-            ticks=[state.name.removeprefix("a ").removeprefix("an ") for state in states],
+            ticks=kinds,
             joined=False,
         ),
     )
@@ -105,6 +103,21 @@ def measure_refinement(session: Session) -> None:
     session.replace_target(
         at_most(f"refine: true error over the target ≤ 1, {total} runs", square, 1.0)
     )
+
+
+def _curves(
+    states: Sequence[State],
+    prompt: str,
+    ratios: Sequence[Measured],
+    kept: Sequence[Measured],
+) -> dict[str, Curve]:
+    kinds = list(dict.fromkeys(state.kind for state in states))
+    chosen = [i for i, state in enumerate(states) if state.prompt == prompt]
+    places = [kinds.index(states[i].kind) for i in chosen]
+    return {
+        "draws / oracle K": (places, [ratios[i] for i in chosen], None),
+        "true error / target": (places, [kept[i] for i in chosen], None),
+    }
 
 
 def relative_error(cell: Cell) -> Measured:

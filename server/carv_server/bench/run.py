@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -145,5 +145,6 @@ def _prepare(session: Session) -> None:
     rng = np.random.default_rng(7)
     session.say("sampling the teacher")
     session.samples += [
-        sample_state(session.laboratory, prompt, rng) for prompt in PROMPTS[: scale.bank_prompts]
+        replace(sample_state(session.laboratory, prompt, rng), kind="another sample")
+        for prompt in PROMPTS[: scale.bank_prompts]
     ]

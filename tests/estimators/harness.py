@@ -34,8 +34,8 @@ __all__ = [
     "broken_likelihood_ratio",
     "broken_sign",
     "largest_z",
+    "misplaced_control",
     "table_weighting",
-    "tilted_control",
 ]
 
 Float64Array = npt.NDArray[np.float64]
@@ -182,10 +182,15 @@ def broken_sign(work: Work) -> Work:
     return replace(work, branch_coefficients=flipped)
 
 
-def tilted_control(work: Work) -> Work:
-    """A control variate whose mean is not zero: its coefficient has the sign of its draw."""
-    tilt = 20.0 * work.signs * (work.noise_indices % 2 == 0)
-    return replace(work, control_coefficients=work.control_coefficients + tilt)
+def misplaced_control(work: Work) -> Work:
+    """The control variate on eps_hat in place of eps: its mean is not zero."""
+    branches = work.branch_coefficients.clone()
+    branches[0] += work.control_coefficients
+    return replace(
+        work,
+        branch_coefficients=branches,
+        control_coefficients=torch.zeros_like(work.control_coefficients),
+    )
 
 
 def largest_z(gradients: Float64Array, expected: Float64Array) -> float:

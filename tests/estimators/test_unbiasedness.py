@@ -21,7 +21,7 @@ from tests.estimators.harness import (
     broken_likelihood_ratio,
     broken_sign,
     largest_z,
-    tilted_control,
+    misplaced_control,
 )
 
 SEEDS = {draws: range(1000, 1000 + 640 // draws) for draws in (1, 2, 5, 8)}
@@ -81,10 +81,10 @@ def test_the_control_variate_does_not_move_the_mean(
 ) -> None:
     teacher = oracle(weighting)
     sampling = Sampling(sampler, Proposal.ADAPTIVE, coupling, ControlVariate.NOISE)
-    sound, tilted = teacher.run(sampling, draws, SEEDS[draws], [tilted_control])
+    sound, misplaced = teacher.run(sampling, draws, SEEDS[draws], [misplaced_control])
     expected = teacher.closed_form()
     assert largest_z(sound.gradients, expected) < BOUND
-    assert largest_z(tilted.gradients, expected) > BOUND
+    assert largest_z(misplaced.gradients, expected) > BOUND
 
 
 @pytest.mark.slow

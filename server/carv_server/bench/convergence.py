@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
@@ -88,7 +89,7 @@ class Convergence:
 
 def run_convergence(plan: Convergence) -> dict[str, Any]:
     """Runs everything; writes convergence.csv, convergence.json, convergence.md and
-    convergence.png. Interrupted, it leaves the runs done so far in convergence.csv."""
+    images/convergence.png. Interrupted, it leaves the runs done so far in convergence.csv."""
     torch.set_num_threads(plan.threads)
     settings = Settings(budget=plan.budget, checkpoints=_LOOKS)
     runs = len(plan.prompts) * plan.seeds * len(METHODS)
@@ -109,7 +110,8 @@ def run_convergence(plan: Convergence) -> dict[str, Any]:
                 progress.stage("warming up")
                 short = replace(settings, budget=_WARM_UP_SECONDS, checkpoints=2)
                 for method in METHODS:
-                    optimise(studio, method, 0, short, views[:1], progress.advance)
+                    # A seed of its own, and so a history: no measured run starts warm.
+                    optimise(studio, method, plan.seeds, short, views[:1], progress.advance)
             # Methods take turns within a seed, so that a machine that slows down slows both.
             for seed in range(plan.seeds):
                 for method in METHODS:
@@ -129,14 +131,12 @@ def run_convergence(plan: Convergence) -> dict[str, Any]:
                     )
                     _write_traces(traces, plan)
     result = _result(traces, plan)
-    (plan.output / "convergence.json").write_text(json.dumps(result, indent=2) + "\n")
-    _plot(traces, plan.prompts, plan.output / "convergence.png")
+    (plan.output / "convergence.json").write_text(json.dumps(_plain(result), indent=2) + "\n")
     text = _page(result, plan)
-    (plan.output / "convergence.md").write_text(text, encoding="utf-8")
-    if plan.documents is not None:
-        (plan.documents / "convergence.md").write_text(text, encoding="utf-8")
-        (plan.documents / "images").mkdir(exist_ok=True)
-        _plot(traces, plan.prompts, plan.documents / "images" / "convergence.png")
+    for folder in filter(None, (plan.output, plan.documents)):
+        (folder / "images").mkdir(exist_ok=True)
+        _plot(traces, plan.prompts, folder / "images" / "convergence.png")
+        (folder / "convergence.md").write_text(text, encoding="utf-8")
     return result
 
 
@@ -161,17 +161,17 @@ def common_end(traces: Sequence[Trace]) -> float:
 
 
 def saving(traces: Sequence[Trace], score: str) -> float:
-    """Share of the compute at which CARV's mean first reaches the baseline's last; infinite
-    where it never does."""
+    """Share of the compute from which on CARV's mean stays above the baseline's last; infinite
+    where it ends below."""
     end = common_end(traces)
     level = float(pooled(traces, BASELINE.name, score, end).mean[-1])
     curve = pooled(traces, CARV.name, score, end)
-    above = np.flatnonzero(curve.mean >= level)
-    if not len(above):
-        return float("inf")
-    last = int(above[0])
-    if last == 0:
+    below = np.flatnonzero(curve.mean < level)
+    if not len(below):
         return float(curve.compute[0] / end)
+    last = int(below[-1]) + 1
+    if last == len(curve.mean):
+        return float("inf")
     x, y = curve.compute[last - 1 : last + 1], curve.mean[last - 1 : last + 1]
     return float((x[0] + (level - y[0]) / (y[1] - y[0]) * (x[1] - x[0])) / end)
 
@@ -230,6 +230,16 @@ def _result(traces: Sequence[Trace], plan: Convergence) -> dict[str, Any]:
     }
 
 
+def _plain(value: Any) -> Any:
+    """The same with null for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[str, Any]", value)
+        return {key: _plain(each) for key, each in pairs.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in cast("Sequence[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _write_traces(traces: Sequence[Trace], plan: Convergence) -> None:
     with (plan.output / "convergence.csv").open("w", newline="", encoding="utf-8") as file:
         file.write(f"# {plan.origin.line()}\n")
@@ -281,8 +291,8 @@ def _page(result: Mapping[str, Any], plan: Convergence) -> str:
         f"{len(plan.prompts)} prompts, {plan.seeds} seeds, {plan.budget:g} s of measured compute "
         "a run (upstream and denoise). Plain SDS (uniform, independent draws, K = 1) against "
         f"{CARV.label} with the server's default sampling; both mean one render a step. Bands are "
-        "one standard error over runs; the saving is the share of the compute at which CARV's mean "
-        "reaches the baseline's last mean, with a 90 % bootstrap interval over seeds.",
+        "one standard error over runs; the saving is the share of the compute from which on CARV's "
+        "mean stays above the baseline's last mean, with a 90 % bootstrap interval over seeds.",
         "",
         "![score against compute](images/convergence.png)",
         "",

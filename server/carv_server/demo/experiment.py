@@ -106,7 +106,8 @@ def compare(studio: Studio, plan: Plan, progress: Progress) -> Experiment:
     progress.stage("warming up")
     for method in METHODS:
         short = replace(plan.settings, budget=_WARM_UP_SECONDS, checkpoints=2)
-        optimise(studio, method, 0, short, views[:1], progress.advance)
+        # A seed of its own, and so a history: no measured run starts warm.
+        optimise(studio, method, plan.seeds, short, views[:1], progress.advance)
     finished: dict[str, list[Run]] = {method.name: [] for method in METHODS}
     for seed in range(plan.seeds):
         for method in METHODS:

@@ -149,7 +149,12 @@ async def estimate_gradient(
     parts = await together([_evaluate(request, plan, scheduler, deadline) for plan in plans])
     if key is not None:
         for part in parts:
-            histories.record(key, part.plan.timesteps.reshape(-1), part.residuals.reshape(-1, 3))
+            histories.record(
+                key,
+                request.seed,
+                part.plan.timesteps.reshape(-1),
+                part.residuals.reshape(-1, 3),
+            )
     return _merged(parts, resolved, request.objective)
 
 
@@ -190,7 +195,12 @@ def _merged(
     count = len(parts)
     gradients = np.stack([part.gradient for part in parts])
     variance: Float64Array = np.sum([part.variance for part in parts], axis=0) / count**2
-    available = not np.isnan(variance).any()
+    estimator = _variance_estimator(parts[0].plan, not np.isnan(variance).any())
+    if count == 2 and estimator is VarianceEstimator.UNAVAILABLE:
+        # The halves have one law and share nothing, so their difference says it.
+        difference = (gradients[0] - gradients[1]).reshape(len(variance), -1).astype(np.float64)
+        variance = (difference**2).sum(axis=1) / 4
+        estimator = VarianceEstimator.UNBIASED
 
     def joined(values: Callable[[_Part], npt.NDArray[Any]]) -> npt.NDArray[Any]:
         return np.concatenate([values(part) for part in parts], axis=1)
@@ -199,8 +209,8 @@ def _merged(
     weights = joined(lambda part: part.plan.importance_weights)
     return Estimate(
         gradient=gradients.mean(axis=0) if count > 1 else gradients[0],
-        noise_variance=variance if available else None,
-        variance_estimator=_variance_estimator(parts[0].plan, available),
+        noise_variance=None if estimator is VarianceEstimator.UNAVAILABLE else variance,
+        variance_estimator=estimator,
         effective_sample_size=effective_sample_size(weights),
         draws=DrawRecord(
             timesteps=timesteps,

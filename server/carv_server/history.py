@@ -9,8 +9,9 @@ that so:
   record by now. It gets the record that the seed's first request was planned on: the same
   request with the same seed then also has the same draws.
 
-The second rule holds for the last ``remembered_seeds`` seeds of a history; a client that reuses
-seeds over longer spans should name a fixed proposal. Every front keeps histories of its own.
+The second rule holds for the ``remembered_seeds`` seeds that a history saw last; a client that
+comes back to a seed after more others should name a fixed proposal. Draws whose seed is no longer
+remembered when they are answered are not recorded. Every front keeps histories of its own.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class DrawHistories:
             entry.seeds[seed] = entry.statistics
             if len(entry.seeds) > self._config.remembered_seeds:
                 entry.seeds.popitem(last=False)
+        entry.seeds.move_to_end(seed)
         return past_on_grid(entry.seeds[seed], self._schedule)
 
     def look(self, key: HistoryKey) -> Past | None:
@@ -114,14 +116,20 @@ class DrawHistories:
         entry = self._entries.get(key)
         return None if entry is None else past_on_grid(entry.statistics, self._schedule)
 
-    def record(self, key: HistoryKey, timesteps: Int64Array, residuals: Float64Array) -> None:
-        """Add the draws of an answered request.
+    def record(
+        self, key: HistoryKey, seed: int, timesteps: Int64Array, residuals: Float64Array
+    ) -> None:
+        """Add the draws of an answered request; not where its seed is forgotten by now, since a
+        repeat would then be planned on them.
 
         Args:
+            seed: as recalled before the draws were planned.
             timesteps: int64 [n].
             residuals: float64 [n, 3]: ||h||^2, <h, eps> and ||eps||^2 of each draw.
         """
-        entry = self._entry(key)
+        entry = self._entries.get(key)
+        if entry is None or seed not in entry.seeds:
+            return
         entry.statistics = record_draws(
             entry.statistics, self._schedule, timesteps, residuals, self._config.memory_draws
         )

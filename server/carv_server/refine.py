@@ -454,7 +454,7 @@ async def refine_gradient(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    histories.record(key, *call.blocks.record())
+    histories.record(key, request.seed, *call.blocks.record())
     yield call.snapshot(finished, final=True)
 
 

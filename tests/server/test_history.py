@@ -11,6 +11,7 @@ from carv_server.history import DrawHistories, HistoryConfig, HistoryKey, histor
 from carv_server.sampling.objective import ObjectiveTables, prior_on_range
 from carv_server.sampling.past import empty_statistics as empty
 from carv_server.sampling.past import past_on_grid, record_draws
+from carv_server.sampling.plan import ESTIMATE_STREAMS, PROFILE_STREAMS, REFINE_STREAMS
 from tests.server.wire import latents
 from tests.support.oracle import oracle_schedule
 
@@ -62,11 +63,11 @@ def test_old_draws_fade() -> None:
 def test_a_request_is_planned_on_the_past_before_it() -> None:
     table = histories()
     assert table.recall(KEY, seed=1) is None
-    table.record(KEY, *residuals(3.0))
+    table.record(KEY, 1, *residuals(3.0))
     assert table.recall(KEY, seed=1) is None, "the first request of the seed saw nothing"
     second = table.recall(KEY, seed=2)
     assert second is not None
-    table.record(KEY, *residuals(30.0))
+    table.record(KEY, 2, *residuals(30.0))
     again, fresh = table.recall(KEY, seed=2), table.recall(KEY, seed=3)
     assert again is not None and fresh is not None
     np.testing.assert_array_equal(again.root_second_moment, second.root_second_moment)
@@ -99,6 +100,44 @@ def test_memory_is_bounded() -> None:
             table.recall(HistoryKey("", b"", label), seed)
     assert len(table) == 3
     assert all(len(entry.seeds) == 4 for entry in table._entries.values())
+
+
+def test_a_seed_that_is_used_is_not_forgotten_and_a_forgotten_one_is_not_recorded() -> None:
+    table = histories(remembered_seeds=4)
+    assert table.recall(KEY, 0) is None
+    for seed in range(1, 20):
+        table.recall(KEY, seed)
+        table.record(KEY, seed, *residuals(3.0))
+        assert table.recall(KEY, 0) is None, "every second request has seed 0"
+    before = table.look(KEY)
+    table.record(KEY, 1, *residuals(30.0))
+    table.record(HistoryKey("", b"never recalled", ""), 1, *residuals(30.0))
+    after = table.look(KEY)
+    assert before is not None and after is not None and after.draws == before.draws
+    assert len(table) == 1
+
+
+def test_streams_that_a_history_may_mix_share_no_draw() -> None:
+    """Noise indices of stream s start at s 2^20; those of a profile, which is recorded before
+    anything else of its seed is planned, are apart from all others."""
+    assert set(PROFILE_STREAMS).isdisjoint(REFINE_STREAMS)
+    assert set(ESTIMATE_STREAMS) <= set(REFINE_STREAMS)
+    assert PROFILE_STREAMS.stop << 20 <= 2**32
+
+
+@pytest.mark.parametrize("draws", [2, 4])
+def test_halves_too_small_for_a_variance_of_their_own_have_that_of_their_difference(
+    client: TeacherClient, draws: int
+) -> None:
+    found = client.estimate_gradient(
+        latents(2, 5), client.create_conditioning(class_id=1), draws=draws, seed=3,
+        return_half_estimates=True,
+    )  # fmt: skip
+    assert found.half_estimates is not None and found.noise_variance is not None
+    one, other = found.half_estimates.astype(np.float64)
+    expected = ((one - other).reshape(2, -1) ** 2).sum(axis=1) / 4
+    assert found.variance_estimator == "unbiased"
+    np.testing.assert_allclose(found.noise_variance, expected, rtol=1e-5)
 
 
 def test_through_the_server_a_request_never_sees_its_own_draws(client: TeacherClient) -> None:

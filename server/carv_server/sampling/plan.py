@@ -20,6 +20,9 @@ from carv_server.sampling.proposals import (
 from carv_server.sampling.timesteps import TimestepSampler, place_points
 
 __all__ = [
+    "ESTIMATE_STREAMS",
+    "PROFILE_STREAMS",
+    "REFINE_STREAMS",
     "ControlVariate",
     "DrawPlan",
     "NoiseCoupling",
@@ -34,6 +37,14 @@ __all__ = [
 
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
+
+ESTIMATE_STREAMS = range(2)
+"""Of ``plan_draws``: an estimate, or its two halves."""
+REFINE_STREAMS = range(3136)
+"""The two streams of a refinement, block by block: 2 i and 2 i + 1 for block i. It shares the
+first ones with an estimate of its seed: the history keeps both from learning of each other."""
+PROFILE_STREAMS = range(4032, 4096)
+"""A profile, by bin: it may be recorded under a seed of which nothing else was drawn."""
 
 _CONTROL_GAIN = 0.05
 """Least share of the second moment that the control variate must remove to be on by default."""
@@ -204,7 +215,7 @@ def plan_draws(
     stream: int = 0,
 ) -> DrawPlan:
     """Place K draws for each of R renders; a pure function of its arguments. Streams share
-    no draw: noise indices of stream s start at s 2^20."""
+    no draw: noise indices of stream s start at s 2^20, and s is below 2^12."""
     points = place_points(resolved.sampler, renders, draws, seed, stream)
     return plan_at_points(resolved, objective, points, first_noise_index=stream << 20)
 

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carv_server.sampling.objective import ObjectiveTables
-from carv_server.sampling.plan import DrawPlan
+from carv_server.sampling.plan import PROFILE_STREAMS, DrawPlan
 from carv_server.sampling.proposals import inverse_cdf, proportional_table, weight_table
 from carv_server.sampling.timesteps import TimestepSampler, place_points
 
@@ -47,7 +47,6 @@ Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
 _LOG_SNR_LIMIT = 12.0  # beyond it z_t is the latents or the noise, to float precision
-_FIRST_STREAM = 2048  # of ``plan_draws``: a profile shares no draw with an estimate of its seed
 _STREAM_INDICES = 1 << 20
 
 
@@ -113,7 +112,7 @@ def plan_bin(
         index: of the bin; bins share no draw.
         draws: of each render, even.
     """
-    pairs, stream = draws // 2, _FIRST_STREAM + index
+    pairs, stream = draws // 2, PROFILE_STREAMS[index]
     points = place_points(TimestepSampler.IID, renders, pairs, seed, stream)
     timesteps = np.repeat(inverse_cdf(where.table(prior), points), 2, axis=1)
     pair = np.broadcast_to(np.repeat(np.arange(pairs), 2), timesteps.shape)

@@ -17,9 +17,9 @@ from carv_server.sampling.plan import (
     Sampling,
     explicit_plan,
 )
-from carv_server.sampling.proposals import Proposal, weight_table
+from carv_server.sampling.proposals import DEFENSIVE_SHARE, Proposal, weight_table
 from carv_server.sampling.timesteps import TimestepSampler
-from carv_server.validation.checks import Violations, draw_array
+from carv_server.validation.checks import FLOAT32_MAX, Violations, draw_array
 
 __all__ = [
     "CONTROL_VARIATES",
@@ -108,9 +108,18 @@ def check_choices(
 
 
 def check_weighting(sampling: Sampling, objective: ObjectiveTables, violations: Violations) -> None:
-    """Only the prior can propose where the integrand is zero everywhere."""
+    """Only the prior can propose where the integrand is zero everywhere, and no draw's p/q w may
+    overflow."""
     if sampling.proposal is not Proposal.PRIOR and weight_table(objective) is None:
         violations.add("objective.weighting", "the weighting is zero wherever the prior is not")
+    limit = DEFENSIVE_SHARE * FLOAT32_MAX
+    largest = float(np.abs(objective.weighting[objective.prior > 0]).max())
+    if largest > limit:
+        violations.add(
+            "objective.weighting",
+            f"{largest:.3g} in size; the limit is {limit:.3g}, since importance weights may "
+            f"multiply it by {1 / DEFENSIVE_SHARE:.0f}",
+        )
 
 
 def check_explicit_draws(

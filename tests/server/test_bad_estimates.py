@@ -169,6 +169,11 @@ CASES: dict[str, tuple[Change, str]] = {
         _table("weighting.table.values", [0.0] * TIMESTEPS),
         "objective.weighting",
     ),
+    # Importance weights up to 20 would carry it over float32's largest.
+    "weighting table too large": (
+        _table("weighting.table.values", [2e37] * TIMESTEPS),
+        "objective.weighting",
+    ),
     "prior table short": (_table("prior.table.mass", [1.0]), "objective.prior.table.mass"),
     "prior table negative": (
         _table("prior.table.mass", [-1.0] * TIMESTEPS),

@@ -94,7 +94,9 @@ async def profile_teacher(
     if request.warm:
         # A later request with this seed is planned on what came before the profile.
         histories.recall(key, request.seed)
-    adaptive = None if past is None else adaptive_table(objective, past.root_second_moment)
+    adaptive = (
+        None if past is None else adaptive_table(objective, past.root_second_moment, past.draws)
+    )
     bins = timestep_bins(schedule.log_snr, objective.prior, request.bins)
 
     cost = len(request.latents) * request.draws_per_bin * len(request.branches)

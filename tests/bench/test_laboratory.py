@@ -47,10 +47,11 @@ def test_runs_do_not_learn_from_each_other(laboratory: Laboratory, state: State)
         return Chain(label, state.latents[None], [state.conditioning], objective, 8)
 
     with LiveServer(laboratory) as server:
-        alone = server.warm([chain("alone")], 10, seed=1)[0]
+        alone = server.warm([chain("first")], 10, seed=1)[0]
+    with LiveServer(laboratory) as server:
         first, second = server.warm([chain("first"), chain("second")], 10, seed=1)
     np.testing.assert_array_equal(first.root_second_moment, alone.root_second_moment)
-    np.testing.assert_array_equal(second.root_second_moment, alone.root_second_moment)
+    assert np.any(second.root_second_moment != first.root_second_moment), "noise of its own"
 
 
 def test_factors_keep_inner_products_of_parameter_gradients() -> None:

@@ -126,7 +126,7 @@ def test_the_same_seed_gives_the_same_estimate_and_the_defaults_are_told(
     again = client.estimate_gradient(LATENTS, component, seed=first.seed)
     np.testing.assert_allclose(again.gradient, first.gradient, rtol=1e-5, atol=1e-6)
     assert first.sampler in {"iid", "stratified", "global", "nested"}
-    assert first.proposal in {"weight", "adaptive"}
+    assert first.proposal in {"prior", "adaptive"}
     assert first.coupling in {"iid", "antithetic"}
     assert first.gradient.flags.writeable
     assert first.effective_sample_size.shape == (RENDERS,)

@@ -35,12 +35,12 @@ def test_an_infinite_weight_outside_the_prior_does_not_matter() -> None:
 def test_a_weighting_that_vanishes_under_the_prior_has_no_table() -> None:
     vanishing = objective([1.0, 0.0], [0.0, 1.0])
     assert weight_table(vanishing) is None
-    assert adaptive_table(vanishing, np.ones(2)) is None
+    assert adaptive_table(vanishing, np.ones(2), 1e9) is None
 
 
 def test_adaptive_follows_the_integrands_norm_over_a_floor_of_the_prior() -> None:
     prior, weighting, root = [0.2, 0.3, 0.5], [1.0, -2.0, 1.0], np.array([3.0, 1.0, 0.0])
-    table = adaptive_table(objective(prior, weighting), root)
+    table = adaptive_table(objective(prior, weighting), root, 1e9)
     assert table is not None
     share = np.array([0.2 * 3, 0.3 * 2, 0.0]) / 1.2
     expected = (1 - DEFENSIVE_SHARE) * share + DEFENSIVE_SHARE * np.array(prior)
@@ -48,15 +48,26 @@ def test_adaptive_follows_the_integrands_norm_over_a_floor_of_the_prior() -> Non
     assert (np.array(prior) / table).max() <= 1 / DEFENSIVE_SHARE
 
 
+def test_without_draws_adaptive_is_the_prior_and_trust_grows_with_them() -> None:
+    prior = [0.2, 0.3, 0.5]
+    case = objective(prior, [0.0, 1.0, 0.0])
+    shares = []
+    for draws in (0.0, 32.0, 1e9):
+        table = adaptive_table(case, np.ones(3), draws)
+        assert table is not None
+        shares.append(table[0] / prior[0])
+    np.testing.assert_allclose(shares, [1.0, 0.5, DEFENSIVE_SHARE])
+
+
 def test_a_flat_norm_makes_adaptive_the_weight_proposal() -> None:
     flat = objective([0.25] * 4, [1.0, 2.0, 3.0, 0.0])
-    table, weight = adaptive_table(flat, np.full(4, 7.0)), weight_table(flat)
+    table, weight = adaptive_table(flat, np.full(4, 7.0), 1e9), weight_table(flat)
     assert table is not None and weight is not None
     np.testing.assert_allclose((table - DEFENSIVE_SHARE / 4) / (1 - DEFENSIVE_SHARE), weight)
 
 
 def test_extreme_weightings_stay_finite() -> None:
-    table = adaptive_table(objective([1e-300, 1.0], [1e38, 1e-38]), np.array([1e150, 1e-10]))
+    table = adaptive_table(objective([1e-300, 1.0], [1e38, 1e-38]), np.array([1e150, 1e-10]), 1e9)
     assert table is not None and np.isfinite(table).all() and np.isclose(table.sum(), 1.0)
 
 

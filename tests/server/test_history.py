@@ -153,7 +153,7 @@ def test_through_the_server_a_request_never_sees_its_own_draws(client: TeacherCl
         )  # fmt: skip
 
     first = estimate(1)
-    assert (first.proposal, first.past_draws) == ("weight", 0.0)
+    assert (first.proposal, first.past_draws) == ("prior", 0.0)
     second = estimate(2)
     assert second.proposal == "adaptive" and second.past_draws == 16
     for seed in range(3, 9):
@@ -164,7 +164,7 @@ def test_through_the_server_a_request_never_sees_its_own_draws(client: TeacherCl
         for name in TABLE:
             np.testing.assert_array_equal(getattr(again.draws, name), getattr(before.draws, name))
     other = estimate(2, history="another")
-    assert (other.proposal, other.past_draws) == ("weight", 0.0)
+    assert (other.proposal, other.past_draws) == ("prior", 0.0)
 
 
 @pytest.mark.parametrize("halves", [False, True])

@@ -59,14 +59,14 @@ def measure_attribution(session: Session) -> None:
     )
     rows: list[Measured] = []
     for budget in _BUDGETS:
-        efficiency = mean_of([_efficiency(feature, budget) for feature in features])
+        efficiency = _mean_of_shared([_efficiency(feature, budget) for feature in features])
         pairs = [
             _sharing(first, second, budget)
             for i, first in enumerate(features)
             for second in features[i + 1 :]
         ]
         rows.append(efficiency)
-        table.add(budget, efficiency, mean_of(pairs))
+        table.add(budget, efficiency, _mean_of_shared(pairs))
     session.write(table)
     session.draw(
         "attribution",
@@ -80,6 +80,12 @@ def measure_attribution(session: Session) -> None:
             baseline=1.0,
         ),
     )
+
+
+def _mean_of_shared(values: Sequence[Measured]) -> Measured:
+    """Mean of figures that rest on the same draws: their errors do not average out."""
+    errors = [value.error for value in values]
+    return Measured(mean_of(values).value, sum(errors) / len(errors))
 
 
 def strata_variance_of_pool(pool: Float64Array, draws: int) -> float:

@@ -32,7 +32,8 @@ VARIANCES: dict[str, Variance] = {
     "weight + antithetic": lambda k, n: strata_variance(k, k.weight(), n, antithetic=True),
     "ours": lambda k, n: strata_variance(k, k.learned(), n, antithetic=True),
 }
-"""tr Cov at K by estimator; ours with the proposal that the server's learning tends to."""
+"""tr Cov at K by estimator; ours with known moments in place of learned ones: the limit of the
+server's learning, which the tables of replicates measure."""
 
 WEIGHTINGS: dict[str, tuple[NamedWeighting, tuple[float, float]]] = {
     "sds": (NamedWeighting.SDS, DEFAULT_RANGE),
@@ -225,7 +226,8 @@ def _weightings(session: Session) -> None:
                     every += values
             table.add(label, f"{guidance:g}", *cells)
     session.write(table)
-    session.replace_target(never_worse(f"all weightings, K = {_K}, by quadrature", every))
+    where = f"all weightings, K = {_K}, by quadrature with known moments"
+    session.replace_target(never_worse(where, every))
     labels = list(WEIGHTINGS)
     session.draw(
         "weightings",

@@ -30,7 +30,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Measures the variance of the server's estimators, the paper's and iid "
         "uniform draws on the embedded teacher, and writes tables (CSV, Markdown), figures (PNG) "
         "and summary.md.",
-        epilog="Exit codes: 0 done, 2 an argument that cannot be used, 130 interrupted: what was "
+        epilog="Exit codes: 0 done, 1 the server failed, 2 an argument that cannot be used, 130 "
+        "interrupted: what was "
         "finished by then is written.",
     )
     add = variance.add_argument
@@ -141,22 +142,27 @@ def _run(arguments: argparse.Namespace) -> int:
             return _fail(f"cannot write to {folder}: {error.strerror}", 2)
     try:
         # Seconds of imports: not before the arguments are known good.
+        from carv_client import CarvError
         from carv_server.bench.run import Bench, run_variance
         from carv_server.bench.settings import full_scale, quick_scale
+        from carv_server.demo.process import ServerFailed
     except ModuleNotFoundError as error:
         return _fail(f"{error}; install the benchmark with: pip install 'carv[demo]'", 2)
     minutes = arguments.minutes or _FULL_MINUTES
-    session = run_variance(
-        Bench(
-            scale=quick_scale() if arguments.quick else full_scale(minutes),
-            output=arguments.output,
-            seconds=_QUICK_SECONDS if arguments.quick else 60.0 * minutes,
-            threads=arguments.threads,
-            documents=arguments.docs,
-            command=shlex.join(["carv", *sys.argv[1:]]),
-            date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    try:
+        session = run_variance(
+            Bench(
+                scale=quick_scale() if arguments.quick else full_scale(minutes),
+                output=arguments.output,
+                seconds=_QUICK_SECONDS if arguments.quick else 60.0 * minutes,
+                threads=arguments.threads,
+                documents=arguments.docs,
+                command=shlex.join(["carv", *sys.argv[1:]]),
+                date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+            )
         )
-    )
+    except (ServerFailed, CarvError) as error:
+        return _fail(f"the server failed: {error}; what was finished is written", 1)
     for target in session.targets:
         print(f"{'met    ' if target.met else 'NOT MET'} {target.claim}: {target.measured}")
     print(f"wrote {arguments.output / 'summary.md'}")

@@ -82,12 +82,12 @@ def measure_resolved(
     state: State,
     method: Method,
     objective: ObjectiveTables,
-    past: Past,
+    past: Past | None,
     draws: int,
     effort: Effort,
     seeds: Seeds,
 ) -> Measured:
-    """tr Cov of an estimate from K draws planned on a fixed past."""
+    """tr Cov of an estimate from K draws planned on a fixed past, or on none."""
     resolved = resolve(method.sampling, objective, past, draws)
     found = _measure(laboratory, state, resolved, {"": objective}, draws, effort, seeds)
     return found[""]

@@ -212,12 +212,7 @@ def at_least(claim: str, measured: Measured, wanted: float) -> Target:
 
 
 def at_most(claim: str, measured: Measured, wanted: float) -> Target:
-    """Met where the measured figure, less its error, is not above what is wanted."""
-    return Target(
-        claim,
-        f"{measured.value:.3f} ± {measured.error:.3f}",
-        measured.value - measured.error <= wanted,
-    )
+    return Target(claim, f"{measured.value:.3f} ± {measured.error:.3f}", measured.value <= wanted)
 
 
 def never_worse(where: str, ratios: Sequence[Measured]) -> Target:

@@ -30,6 +30,7 @@ from carv_server.bench.laboratory import Laboratory
 from carv_server.bench.states import State
 from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.plan import explicit_plan
+from carv_server.sampling.proposals import DEFENSIVE_SHARE
 
 __all__ = [
     "BLOCKS",
@@ -160,8 +161,8 @@ class Kernels:
         return _normal(self.prior * np.abs(self.weighting) * np.sqrt(moment))
 
     def learned(self) -> Float64Array:
-        """What the server's proposal tends to: 0.9 oracle + 0.1 prior."""
-        return 0.9 * self.oracle() + 0.1 * self.prior
+        """The server's proposal if its moments were known: the oracle over the server's floor."""
+        return (1.0 - DEFENSIVE_SHARE) * self.oracle() + DEFENSIVE_SHARE * self.prior
 
 
 Statistic = Callable[[Kernels], float]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from carv_client import Conditioning, TeacherClient
 from carv_client.cameras import ViewSampler
 from carv_client.planner import AmortisationWarning, Costs, DrawPlanner, Plan, PlanLimits, plan
-from carv_server.bench.cells import Measured
+from carv_server.bench.cells import Measured, mean_of
 from carv_server.bench.figures import Curve, plot_curves
 from carv_server.bench.grid import GridStudy, measure_within
 from carv_server.bench.grid_section import COST_RATIOS, GRID_GUIDANCE
@@ -26,6 +27,7 @@ from carv_server.demo.settings import Settings
 __all__ = ["measure_planning"]
 
 _MOST = 64
+_RIVALS = {6, 12, 24}  # K beside the grid's that the best is looked for among
 _BANK_SECONDS = 20.0
 _SEED = 1 << 45
 
@@ -56,8 +58,8 @@ def _measure_planner(session: Session, client: TeacherClient) -> None:
             "predicted / measured", "best K", "efficiency",
         ),
     )  # fmt: skip
-    deviations: list[Measured] = []
-    losses: list[Measured] = []
+    quotients: dict[float, list[Measured]] = {ratio: [] for ratio in COST_RATIOS}
+    efficiencies: dict[float, list[Measured]] = {ratio: [] for ratio in COST_RATIOS}
     panels: dict[str, dict[str, Curve]] = {}
     for study in session.studies:
         stage = study.views.stage.stage
@@ -72,7 +74,7 @@ def _measure_planner(session: Session, client: TeacherClient) -> None:
         for ratio in COST_RATIOS:
             known = Costs(ratio * costs.draw_seconds, costs.evaluation_seconds, costs.branches)
             plans[ratio] = plan(known, variances, PlanLimits(_MOST))
-        wider = _with_draws(session, study, {made.draws for made in plans.values()})
+        wider = _with_draws(session, study, {made.draws for made in plans.values()} | _RIVALS)
         draws = sorted({k for s, m, r, k in wider.within if (s, m, r) == ("parameter", "ours", 1)})
         for ratio, made in plans.items():
             measured = wider.multiplier("parameter", ratio, ("ours", 1, made.draws))
@@ -88,8 +90,8 @@ def _measure_planner(session: Session, client: TeacherClient) -> None:
             quotient = None
             if predicted is not None:
                 quotient = Measured(predicted, 0.0).over(measured)
-                deviations.append(Measured(abs(quotient.value - 1), quotient.error))
-            losses.append(Measured(1 - efficiency.value, efficiency.error))
+            quotients[ratio].append(quotient or Measured(0.0, 0.0))  # no prediction, no claim
+            efficiencies[ratio].append(efficiency)
             table.add(
                 stage, f"{ratio:g}", made.draws, predicted, measured, quotient, best, efficiency
             )
@@ -123,8 +125,12 @@ def _measure_planner(session: Session, client: TeacherClient) -> None:
             ticks=[f"{ratio:g}" for ratio in COST_RATIOS],
         ),
     )
-    session.replace_target(_within("planner: predicted ECM within 15 %", deviations, 0.15))
-    session.replace_target(_within("planner: efficiency within 5 % of the best K", losses, 0.05))
+    session.replace_target(
+        _within("planner: predicted ECM within 15 % at each cost ratio", quotients, 0.15)
+    )
+    session.replace_target(
+        _within("planner: efficiency within 5 % of the best K at each ratio", efficiencies, 0.05)
+    )
 
 
 def _follow(session: Session, client: TeacherClient, study: GridStudy) -> DrawPlanner:
@@ -175,16 +181,18 @@ def _with_draws(session: Session, study: GridStudy, draws: set[int]) -> GridStud
     return replace(study, within=within)
 
 
-def _within(claim: str, deviations: list[Measured], bound: float) -> Target:
-    """Every deviation at most the bound, but for its own error."""
-    if not deviations:
+def _within(claim: str, found: Mapping[float, Sequence[Measured]], bound: float) -> Target:
+    """The mean over stages within the bound of 1 at every cost ratio."""
+    means = {ratio: mean_of(values) for ratio, values in found.items() if values}
+    if not means:
         return Target(claim, "nothing to compare", False)
-    worst = max(deviations, key=lambda d: d.value - d.error)
-    mean = sum(d.value for d in deviations) / len(deviations)
+    worst = max(means, key=lambda ratio: abs(means[ratio].value - 1))
+    single = max((v for values in found.values() for v in values), key=lambda v: abs(v.value - 1))
     return Target(
         claim,
-        f"mean {100 * mean:.1f} %, most {100 * worst.value:.1f} ± {100 * worst.error:.1f} %",
-        worst.value - worst.error <= bound,
+        f"worst {means[worst].value:.3f} ± {means[worst].error:.3f}, at {worst:g}; of single "
+        f"stages {single.value:.3f} ± {single.error:.3f}",
+        abs(means[worst].value - 1) <= bound,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -101,13 +102,15 @@ class LiveServer:
         """
 
         async def follow(chain: Chain) -> None:
+            # Runs have noise of their own, whatever goes beside them.
+            first = seed + (zlib.crc32(chain.label.encode()) << 8)
             for i in range(requests):
                 view = i % len(chain.latents)
                 prompt = chain.prompts[view if len(chain.prompts) > 1 else 0]
                 spec = DrawSpec(Sampling(), chain.draws, chain.label)
                 await self._answer(
                     self._request(
-                        chain.latents[view : view + 1], prompt, chain.objective, spec, seed + i
+                        chain.latents[view : view + 1], prompt, chain.objective, spec, first + i
                     )
                 )
 

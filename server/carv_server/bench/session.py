@@ -23,7 +23,6 @@ class Target:
     """One line of the summary.
 
     Attributes:
-        met: None where it was not measured.
         measured: the figure with its error, in words.
     """
 

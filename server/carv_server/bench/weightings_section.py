@@ -16,7 +16,7 @@ from carv_server.sampling.objective import ObjectiveTables
 __all__ = ["measure_weightings"]
 
 _GUIDANCE = 7.5
-_DRAWS = (2, 8)
+_DRAWS = (1, 2, 3, 8)
 _SEED = 1 << 42
 
 
@@ -31,12 +31,15 @@ def measure_weightings(session: Session) -> None:
     table = Table(
         "weightings_direct",
         "Relative efficiency by estimand, replicates of the server's plans",
-        f"As the headline, at guidance {_GUIDANCE:g}, for the first states of the list; the score "
-        "difference is eps_hat_c - eps_hat_u without weighting.",
-        ("estimand", "prompt", "state", "K", "paper", "ours"),
+        f"As the headline, at guidance {_GUIDANCE:g}, for a few of the states; the score "
+        "difference is eps_hat_c - eps_hat_u without weighting. Cold is the first request of a "
+        "history, which has no past.",
+        ("estimand", "prompt", "state", "K", "paper", "ours, cold", "ours"),
     )
     ours_of_all: list[Measured] = []
-    states = session.states[-session.scale.direct_states :]
+    cold_of_all: list[Measured] = []
+    count = session.scale.direct_states
+    states = session.states[:: max(1, len(session.states) // count)][:count]
     for label, objective in objectives.items():
         for state in states:
             session.say(f"estimands: {label}, {state.name}")
@@ -54,11 +57,18 @@ def measure_weightings(session: Session) -> None:
             for draws in _DRAWS:
                 base = uniform.scaled(1 / draws)
                 paper = measure_fixed(laboratory, state, PAPER, one, draws, effort, seeds)[""]
-                ours = measure_resolved(
-                    laboratory, state, OURS, objective, past, draws, effort, seeds
+                cold, warm = (
+                    base.over(
+                        measure_resolved(
+                            laboratory, state, OURS, objective, known, draws, effort, seeds
+                        )
+                    )
+                    for known in (None, past)
                 )
-                ratio = base.over(ours)
-                ours_of_all.append(ratio)
-                table.add(label, state.prompt, state.kind, draws, base.over(paper), ratio)
+                ours_of_all.append(warm)
+                cold_of_all.append(cold)
+                row = (label, state.prompt, state.kind, draws, base.over(paper), cold, warm)
+                table.add(*row)
             session.write(table)
-    session.replace_target(never_worse("all estimands, by replicates", ours_of_all))
+    session.replace_target(never_worse("all estimands and K, by replicates", ours_of_all))
+    session.replace_target(never_worse("a history's first request, by replicates", cold_of_all))

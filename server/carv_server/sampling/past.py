@@ -101,7 +101,7 @@ def record_draws(
 def past_on_grid(statistics: DrawStatistics, schedule: Schedule) -> Past | None:
     """Smoothed over bins and interpolated in log-SNR; None where nothing was recorded.
 
-    Where no draw fell near, ||h|| is taken for flat: the proposal then follows the weighting.
+    Where no draw fell near, ||h|| is taken for flat.
     """
     total = float(statistics.draws.sum())
     if not total > 0 or not statistics.squared_norms.sum() > 0:

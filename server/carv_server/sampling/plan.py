@@ -99,8 +99,8 @@ def resolve(
     """Take the choices that the request left open, by what measured best:
 
     - sampler: ``nested``, which is ``global`` at K = 1 and ``stratified`` at R = 1;
-    - proposal: ``adaptive``; without a past ``weight``, and ``prior`` where the weighting
-      vanishes;
+    - proposal: ``adaptive``; without a past ``prior``, which unlike ``weight`` never loses against
+      independent uniform draws;
     - coupling: ``antithetic`` from K = 2 (an odd K leaves the draw of the last stratum alone:
       measured best among the strata);
     - control variate: ``noise`` where it takes 5 % or more off the second moment that the past
@@ -119,7 +119,8 @@ def resolve(
     if past is not None:
         with_control = control is ControlVariate.NOISE
         moment = past.root_controlled_moment if with_control else past.root_second_moment
-    proposal, table = _proposal(sampling.proposal, objective, moment)
+    past_draws = 0.0 if past is None else past.draws
+    proposal, table = _proposal(sampling.proposal, objective, moment, past_draws)
     coupling = sampling.coupling or NoiseCoupling.ANTITHETIC
     learned = proposal is Proposal.ADAPTIVE or control is ControlVariate.NOISE
     return Resolved(
@@ -131,7 +132,7 @@ def resolve(
         control=-past.noise_slope
         if past is not None and control is ControlVariate.NOISE
         else np.zeros_like(objective.prior),
-        past_draws=past.draws if past is not None and learned else 0.0,
+        past_draws=past_draws if learned else 0.0,
     )
 
 
@@ -153,19 +154,20 @@ def _control_variate(
 
 
 def _proposal(
-    asked: Proposal | None, objective: ObjectiveTables, moment: Float64Array | None
+    asked: Proposal | None,
+    objective: ObjectiveTables,
+    moment: Float64Array | None,
+    past_draws: float,
 ) -> tuple[Proposal, Float64Array]:
-    if asked is Proposal.PRIOR:
-        return Proposal.PRIOR, objective.prior
-    if asked is not Proposal.WEIGHT and moment is not None:
-        table = adaptive_table(objective, moment)
+    if asked is Proposal.WEIGHT:
+        table = weight_table(objective)
+        if table is None:
+            raise ValueError("the weighting is zero wherever the prior is not")
+        return Proposal.WEIGHT, table
+    if asked is not Proposal.PRIOR and moment is not None:
+        table = adaptive_table(objective, moment, past_draws)
         if table is not None:
             return Proposal.ADAPTIVE, table
-    table = weight_table(objective)
-    if table is not None:
-        return Proposal.WEIGHT, table
-    if asked is Proposal.WEIGHT:
-        raise ValueError("the weighting is zero wherever the prior is not")
     return Proposal.PRIOR, objective.prior
 
 

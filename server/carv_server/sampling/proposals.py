@@ -24,7 +24,10 @@ Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
 DEFENSIVE_SHARE = 0.05
-"""Share of the prior in the adaptive proposal: p/q is at most its inverse."""
+"""Least share of the prior in the adaptive proposal: p/q is at most its inverse."""
+_TRUSTED_DRAWS = 32.0
+"""Past draws at which the learned proposal and the prior have equal shares: what little is known
+after a few draws is mostly the weighting, which can be much worse than the prior."""
 
 
 class Proposal(Enum):
@@ -42,20 +45,24 @@ def weight_table(objective: ObjectiveTables) -> Float64Array | None:
     return proportional_table(objective, np.ones_like(objective.prior))
 
 
-def adaptive_table(objective: ObjectiveTables, root_moment: Float64Array) -> Float64Array | None:
+def adaptive_table(
+    objective: ObjectiveTables, root_moment: Float64Array, draws: float
+) -> Float64Array | None:
     """q = (1 - delta) q_hat + delta p with q_hat proportional to p |w| root_moment, float64 [N].
 
     With root_moment = sqrt(E ||h||^2), f = w h, q_hat has the least second moment of all
-    proposals; the share delta of p bounds p/q by 1/delta whatever root_moment is. None where the
-    product vanishes.
+    proposals; the share delta of p bounds p/q by 1/delta whatever root_moment is. It falls from 1
+    without past draws to ``DEFENSIVE_SHARE``. None where the product vanishes.
 
     Args:
         root_moment: float64 [N], at least zero; fixed before the draws.
+        draws: discounted number of past draws behind ``root_moment``.
     """
     best = proportional_table(objective, root_moment)
     if best is None:
         return None
-    return (1.0 - DEFENSIVE_SHARE) * best + DEFENSIVE_SHARE * objective.prior
+    share = max(DEFENSIVE_SHARE, _TRUSTED_DRAWS / (_TRUSTED_DRAWS + draws))
+    return (1.0 - share) * best + share * objective.prior
 
 
 def proportional_table(objective: ObjectiveTables, factor: Float64Array) -> Float64Array | None:

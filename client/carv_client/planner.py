@@ -16,6 +16,7 @@ K comes from past steps alone, so every estimate is as unbiased as with K fixed 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import warnings
@@ -30,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carv_client._planning.decayed import Decayed
-from carv_client._planning.observations import Observations, Vjp, pull_back
+from carv_client._planning.observations import Observations, Vjp, is_finite, pull_back
 from carv_client._planning.plan import Costs, Plan, PlanLimits, Variances, plan
 from carv_client._planning.spread import squared_norm
 from carv_client._planning.timer import UpstreamTimer
@@ -169,7 +170,8 @@ class DrawPlanner:
         gradient: npt.ArrayLike | None = None,
     ) -> None:
         """Learn from an estimate. The client has done so in latent space with ``draws="auto"``;
-        observing the same one again adds the parameters' view of it.
+        observing the same one again adds the parameters' view of it. What is infinite or NaN,
+        in it or in what ``vjp`` makes of it, is passed over.
 
         Args:
             estimate: ends a step when it is first observed.
@@ -182,14 +184,16 @@ class DrawPlanner:
             gradient: J^T applied to ``estimate.gradient``, summed over renders, [P], where the
                 caller has it anyway; of no use without a ``vjp`` on probes. A copy is kept.
         """
+        finite = is_finite(estimate)
         with self._lock:
             if estimate not in self._seen:
                 self._seen.add(estimate)
                 self._end_step(estimate)
-                self._observed.add_latents(estimate)
+                if finite:
+                    self._observed.add_latents(estimate)
             self._has_gradients |= gradient is not None
             ask = not self._has_gradients
-        if vjp is None and gradient is None:
+        if not finite or (vjp is None and gradient is None):
             return
         pulled = pull_back(estimate, vjp, gradient, ask)
         with self._lock:
@@ -215,6 +219,8 @@ class DrawPlanner:
         halves = baseline.half_estimates
         if halves is None:
             raise ValueError("a baseline probe needs half-estimates")
+        if not is_finite(baseline):
+            return
         # One render at a time: summed over renders, J^T of independent noises has as much spread
         # as of one, and not the same as that of the noises.
         with self._lock:
@@ -248,7 +254,7 @@ class DrawPlanner:
             return self._steps < self._warm_up or self._steps % self._interval == 0
 
     def plan(self, renders: int | None = None) -> Plan | None:
-        """The plan by what was measured until now; None where that is too little.
+        """The plan by what was measured until now; None where that is too little, or gives none.
 
         Args:
             renders: R, where the caller has chosen; else 1, or what fits into ``step_seconds``.
@@ -266,7 +272,10 @@ class DrawPlanner:
                 max_renders=limits.max_renders,
                 max_evaluations=limits.max_evaluations,
             )
-        made = plan(costs, variances, bounds, renders=renders)
+        try:
+            made = plan(costs, variances, bounds, renders=renders)
+        except (ValueError, ArithmeticError):  # inside a request: without a plan it still goes on
+            return None
         said = (
             "variances are those of the parameters' gradient"
             if in_parameters
@@ -293,7 +302,8 @@ class DrawPlanner:
         with self._lock:
             self._branches = branches or self._branches
             self._limits = limits or self._limits
-            self._told_seconds = evaluation_seconds or self._told_seconds
+            if 0 < evaluation_seconds < math.inf:
+                self._told_seconds = evaluation_seconds
             limits, allowed = self._limits, _NO_LIMIT
             if limits is not None:
                 affordable = int(limits.max_evaluations / (renders * self._branches))

@@ -36,10 +36,15 @@ async def estimate_planned(
     """
     renders = _requests.render_count(request.latents)
     branches = len(request.objective.branches)
-    choice = planner.choose(renders, branches, teacher.limits, teacher.evaluation_seconds)
-    odd = choice.draws % 2 if request.return_half_estimates else 0
-    request.sampling.draws = choice.draws + odd
-    request.return_half_estimates |= choice.half_estimates
+    choice = planner.choose(
+        renders,
+        branches,
+        teacher.limits,
+        teacher.evaluation_seconds,
+        half_estimates=request.return_half_estimates,
+    )
+    request.sampling.draws = choice.draws
+    request.return_half_estimates = choice.half_estimates
     request.return_draws = True  # the norms of the draws say what a uniform draw varies
     baseline = None
     with planner.waiting():

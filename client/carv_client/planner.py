@@ -81,7 +81,7 @@ class DrawChoice:
     draws: int
     """K."""
     half_estimates: bool
-    """Ask for half-estimates: this step is a probe."""
+    """Ask for half-estimates: this step is a probe, or the caller wants them."""
     baseline: bool
     """Ask once more, with ``BASELINE_OPTIONS`` at the same latents, and attach the answer."""
     plan: Plan | None
@@ -268,9 +268,9 @@ class DrawPlanner:
         if limits is not None:
             bounds = replace(
                 bounds,
-                max_draws=min(self._max_draws, limits.max_draws),
-                max_renders=limits.max_renders,
-                max_evaluations=limits.max_evaluations,
+                max_draws=min(self._max_draws, limits.max_draws or _NO_LIMIT),
+                max_renders=limits.max_renders or _NO_LIMIT,
+                max_evaluations=limits.max_evaluations or None,
             )
         try:
             made = plan(costs, variances, bounds, renders=renders)
@@ -290,14 +290,16 @@ class DrawPlanner:
         branches: float | None = None,
         limits: Limits | None = None,
         evaluation_seconds: float = 0.0,
+        half_estimates: bool = False,
     ) -> DrawChoice:
         """What to ask for in the next step.
 
         Args:
             renders: R of its latents.
             branches: evaluations of one draw; as last seen where None.
-            limits: the teacher's; as last given where None.
+            limits: the teacher's; as last given where None. One that is 0 bounds nothing.
             evaluation_seconds: what the server says; used until a reply has shown it.
+            half_estimates: the caller asks for them, probe or not: K is even then.
         """
         with self._lock:
             self._branches = branches or self._branches
@@ -306,8 +308,9 @@ class DrawPlanner:
                 self._told_seconds = evaluation_seconds
             limits, allowed = self._limits, _NO_LIMIT
             if limits is not None:
-                affordable = int(limits.max_evaluations / (renders * self._branches))
-                allowed = max(1, min(limits.max_draws, affordable))
+                evaluations = limits.max_evaluations or _NO_LIMIT
+                affordable = int(evaluations / (renders * self._branches))
+                allowed = max(1, min(limits.max_draws or _NO_LIMIT, affordable))
             most = min(self._max_draws, allowed)
             made = self.plan(renders)
             probe = self.wants_halves and most > 1
@@ -322,8 +325,10 @@ class DrawPlanner:
             most_whole = most - most % 4 if most >= 4 else 2
             whole = 4 * -(-draws // 4)
             draws = min(2 * whole if double else whole, most_whole)
+        elif half_estimates and draws % 2:
+            draws = draws + 1 if draws < most else max(2, draws - 1)
         baseline = probe and scarce and allowed >= BASELINE_OPTIONS["draws"]
-        return DrawChoice(draws, probe, baseline, made)
+        return DrawChoice(draws, probe or half_estimates, baseline, made)
 
     def _should_warn(self, made: Plan) -> bool:
         """Once, as soon as it is sure enough."""

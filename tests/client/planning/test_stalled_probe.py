@@ -34,9 +34,12 @@ def stalls_at_probes(method: str, request: Any) -> Answer:
     )
 
 
-@pytest.mark.parametrize("timeout", [120.0, 1.0])
-def test_the_gradient_at_hand_does_not_wait_for_a_stalled_probe(timeout: float) -> None:
-    """A quarter of a second, or a quarter of the time left; room for a slow machine."""
+@pytest.mark.parametrize(("timeout", "most"), [(120.0, 5.0), (1.0, 0.26)])
+def test_the_gradient_at_hand_does_not_wait_for_a_stalled_probe(
+    timeout: float, most: float
+) -> None:
+    """A few times what the estimate took (milliseconds; room for a slow machine), or a quarter
+    of the time left."""
     with ScriptedServer(stalls_at_probes) as server, TeacherClient(server.address) as client:
         planner = DrawPlanner()
 
@@ -52,10 +55,9 @@ def test_the_gradient_at_hand_does_not_wait_for_a_stalled_probe(timeout: float) 
         assert server.count("EstimateGradient") == 1
         start = time.monotonic()
         np.testing.assert_array_equal(step(), LATENTS)
-        assert time.monotonic() - start < 0.9
-        _, _, estimate, probe = server.calls
-        assert estimate.seconds_left is not None
+        assert time.monotonic() - start < most + 0.7
+        probe = server.calls[-1]
+        assert server.count("EstimateGradient") == 3
         assert probe.seconds_left is not None
-        assert estimate.seconds_left == pytest.approx(timeout, abs=0.7)
-        assert probe.seconds_left <= max(0.25, estimate.seconds_left / 4) + 0.01
+        assert probe.seconds_left <= most
         assert probe.request.sampling.draws == 16

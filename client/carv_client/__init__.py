@@ -26,6 +26,7 @@ from carv_client._errors import (
     PermissionDeniedError,
     ResourceExhaustedError,
     UnavailableError,
+    UnsentRequestError,
 )
 from carv_client._guidance import guidance_branches
 from carv_client._options import EstimateOptions
@@ -77,6 +78,7 @@ __all__ = [
     "TeacherClient",
     "TeacherProfile",
     "UnavailableError",
+    "UnsentRequestError",
     "draw_noise",
     "guidance_branches",
 ]

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
 from carv.v1 import teacher_service_pb2 as pb
 from carv_client import _requests
 from carv_client._errors import CarvError, invalid
+from carv_client._transport import Deadline
 from carv_client._types import Draws, Estimate, Teacher
 from carv_client.planner import BASELINE_OPTIONS, DrawPlanner
 
 __all__ = ["estimate_planned", "fixed_draws"]
 
-Ask = Callable[[pb.EstimateGradientRequest], Awaitable[Estimate]]
+Ask = Callable[[pb.EstimateGradientRequest, Deadline], Awaitable[Estimate]]
+
+_SHARE = 0.25
+"""Of the time left to the call, what a baseline probe may take."""
+_TIMES = 3.0
+"""Of what the estimate took, the same by its draws."""
+_LEAST_SECONDS = 0.25
+"""A probe is given so long, within its share, however quick the estimate was: times vary."""
 
 
 def fixed_draws(draws: Draws, planner: DrawPlanner | None, explicit: bool) -> int | None:
@@ -28,29 +37,48 @@ def fixed_draws(draws: Draws, planner: DrawPlanner | None, explicit: bool) -> in
 
 
 async def estimate_planned(
-    ask: Ask, request: pb.EstimateGradientRequest, planner: DrawPlanner, teacher: Teacher
+    ask: Ask,
+    request: pb.EstimateGradientRequest,
+    planner: DrawPlanner,
+    teacher: Teacher,
+    deadline: Deadline,
 ) -> Estimate:
     """Fill in K, ask, and let the planner learn from the answer.
 
-    A baseline probe that fails is done without: the gradient is at hand by then.
+    A baseline probe that fails or takes long is done without: the gradient is at hand by then.
     """
     renders = _requests.render_count(request.latents)
     branches = len(request.objective.branches)
-    choice = planner.choose(renders, branches, teacher.limits, teacher.evaluation_seconds)
-    odd = choice.draws % 2 if request.return_half_estimates else 0
-    request.sampling.draws = choice.draws + odd
-    request.return_half_estimates |= choice.half_estimates
+    choice = planner.choose(
+        renders,
+        branches,
+        teacher.limits,
+        teacher.evaluation_seconds,
+        half_estimates=request.return_half_estimates,
+    )
+    request.sampling.draws = choice.draws
+    request.return_half_estimates = choice.half_estimates
     request.return_draws = True  # the norms of the draws say what a uniform draw varies
     baseline = None
     with planner.waiting():
-        estimate = await ask(request)
+        clock = asyncio.get_running_loop().time
+        start = clock()
+        estimate = await ask(request, deadline)
         if choice.baseline:
+            patience = _patience(clock() - start, choice.draws, deadline.remaining())
             with contextlib.suppress(CarvError):
-                baseline = await ask(_baseline(request))
+                baseline = await ask(_baseline(request), Deadline.after(patience))
     planner.observe(estimate)
     if baseline is not None:
         planner.attach_baseline(estimate, baseline)
     return estimate
+
+
+def _patience(seconds: float, draws: int, left: float | None) -> float:
+    """Seconds for a baseline probe, after an estimate that took ``seconds`` for its draws."""
+    scale = max(1.0, BASELINE_OPTIONS["draws"] / draws)
+    patience = max(_LEAST_SECONDS, _TIMES * scale * seconds)
+    return patience if left is None else min(patience, _SHARE * left)
 
 
 def _baseline(request: pb.EstimateGradientRequest) -> pb.EstimateGradientRequest:

@@ -349,17 +349,18 @@ class AsyncTeacherClient:
             request.sampling.CopyFrom(_requests.sampling(fixed or 0, *choices))
         _set_seed(request, seed)
 
-        async def ask(request: pb.EstimateGradientRequest) -> Estimate:
+        async def ask(request: pb.EstimateGradientRequest, deadline: Deadline) -> Estimate:
             fill = question.filler(self._handles, request.objective)
             used = question.conditionings
             reply = await self._handles.call(ESTIMATE_GRADIENT, request, fill, used, deadline)
             return _replies.estimate(reply)
 
         if fixed is not None:
-            return await ask(request)
+            return await ask(request, deadline)
         name = question.teacher
         known = await self.get_teacher(name or None, timeout=deadline.remaining())
-        return await estimate_planned(ask, request, planner or self.planner(name), known)
+        planner = planner or self.planner(name)
+        return await estimate_planned(ask, request, planner, known, deadline)
 
     async def refine_gradient(
         self,

@@ -2,6 +2,7 @@
 
     CarvError
     ├── InvalidRequestError       also a ValueError; ``violations`` names every bad field
+    │   └── UnsentRequestError    found by the client: arguments that no message can carry
     ├── NotFoundError             unknown teacher, or a handle that could not be re-created
     ├── ResourceExhaustedError    quota or full queue; ``retry_delay`` in seconds
     │   └── MessageTooLargeError  request or reply over the limit; retrying does not help
@@ -38,6 +39,7 @@ __all__ = [
     "PermissionDeniedError",
     "ResourceExhaustedError",
     "UnavailableError",
+    "UnsentRequestError",
     "error_class",
     "from_rpc_error",
     "invalid",
@@ -94,6 +96,10 @@ class CarvError(Exception):
 
 class InvalidRequestError(CarvError, ValueError):
     """The request breaks the contract; ``violations`` lists all the fields at once."""
+
+
+class UnsentRequestError(InvalidRequestError):
+    """Found before anything was sent: an argument that no message can carry."""
 
 
 class NotFoundError(CarvError):
@@ -184,9 +190,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> CarvError:
     )
 
 
-def invalid(field: str, description: str) -> InvalidRequestError:
+def invalid(field: str, description: str) -> UnsentRequestError:
     """The error for an argument that cannot be put into a message at all."""
-    return InvalidRequestError(
+    return UnsentRequestError(
         "the request cannot be sent",
         grpc.StatusCode.INVALID_ARGUMENT,
         Reason.INVALID_FIELD.value,

@@ -23,6 +23,7 @@ from carv_client._terminal import (
     Subparsers,
     add_command,
     add_objective,
+    check_output,
     complain,
     make_conditioning,
     objective_keywords,
@@ -88,8 +89,8 @@ def _run(load_plot: PlotLoader | None, arguments: argparse.Namespace) -> int:
     try:
         latents = read_latents(arguments.latents)
         for path in (output, plot):
-            if path is not None and not path.parent.is_dir():
-                return complain(f"{path.parent} is not a folder")
+            if path is not None:
+                check_output(path)
         draw = None if plot is None else _load(plot, load_plot)
     except BadFileError as error:
         return complain(str(error))
@@ -113,13 +114,15 @@ def _run(load_plot: PlotLoader | None, arguments: argparse.Namespace) -> int:
         print(json.dumps(record, indent=2))
     else:
         _print(profile)
+    path = output
     try:
         if output is not None:
             output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         if draw is not None and plot is not None:
+            path = plot
             draw(profile, plot)
-    except OSError as error:
-        return complain(f"{error.filename} cannot be written: {error.strerror}")
+    except OSError as error:  # which knows no file where a disk is full
+        return complain(f"{path} cannot be written: {error.strerror}")
     return OK
 
 

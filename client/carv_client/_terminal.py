@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
 import threading
 from collections.abc import Generator, Sequence
@@ -15,7 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from carv_client._config import DEFAULT_ADDRESS, ClientConfig
-from carv_client._errors import CarvError, DeadlineExceededError, UnavailableError
+from carv_client._errors import (
+    CarvError,
+    DeadlineExceededError,
+    UnavailableError,
+    UnsentRequestError,
+)
 from carv_client._sync import TeacherClient
 from carv_client._types import Conditioning, Guidance, NamedWeighting
 
@@ -30,6 +37,7 @@ __all__ = [
     "Subparsers",
     "add_command",
     "add_objective",
+    "check_output",
     "complain",
     "make_conditioning",
     "objective_keywords",
@@ -48,7 +56,7 @@ OK, USAGE, UNAVAILABLE, REFUSED = 0, 2, 3, 4
 EXIT_CODES = """\
 exit codes:
   0  done
-  2  wrong usage, or a file that cannot be read or written
+  2  wrong usage, a request that cannot be sent, or a file that cannot be read or written
   3  no server answers at the address, or not in time
   4  the server refused the request, or failed at it; the reason is on standard error
 """
@@ -81,7 +89,10 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--address", default=DEFAULT_ADDRESS, help="host:port of the server (default: %(default)s)"
+        "--address",
+        type=_address,
+        default=DEFAULT_ADDRESS,
+        help="host:port of the server (default: %(default)s)",
     )
     parser.add_argument(
         "--timeout",
@@ -93,10 +104,19 @@ def add_command(
     return parser
 
 
+def _address(value: str) -> str:
+    if not value.strip():
+        raise argparse.ArgumentTypeError("it is empty; give host:port")
+    return value
+
+
 def _seconds(value: str) -> float:
-    seconds = float(value)
-    if not seconds > 0:
-        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
     return seconds
 
 
@@ -174,6 +194,20 @@ def read_latents(path: Path) -> npt.NDArray[Any]:
     return cast("npt.NDArray[Any]", latents)
 
 
+def check_output(path: Path) -> None:
+    """Find out before the work is done.
+
+    Raises:
+        BadFileError: nothing can be written there.
+    """
+    if not path.parent.is_dir():
+        raise BadFileError(f"{path.parent} is not a folder")
+    if path.is_dir():
+        raise BadFileError(f"{path} cannot be written: it is a folder")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise BadFileError(f"{path} cannot be written: permission denied")
+
+
 def open_client(arguments: argparse.Namespace) -> TeacherClient:
     """A client of ``--address`` with ``--timeout``."""
     config = ClientConfig(address=arguments.address)
@@ -222,6 +256,8 @@ def text(value: Any) -> str:
 
 def report(error: CarvError) -> int:
     """Tell a failed call; its exit code."""
+    if isinstance(error, UnsentRequestError):
+        return complain(str(error))
     unanswered = isinstance(error, UnavailableError | DeadlineExceededError)
     return complain(str(error), UNAVAILABLE if unanswered else REFUSED)
 

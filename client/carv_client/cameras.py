@@ -18,6 +18,7 @@ towards +x. Angles are in degrees.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -134,18 +135,35 @@ def successive_views(
     their strata. That dependence is what lowers the variance of a mean over steps (of an Adam
     moment over some 1/(1 − β) steps, say), and it makes the differences of successive gradients
     larger than twice their variance: a planner then finds B somewhat too large.
+
+    Raises:
+        ValueError: a cycle below 1, or an unknown sampler; at the call.
     """
+    if cycle < 1:
+        raise ValueError(f"cycle is {cycle}; at least 1")
+    _check_sampler(sampler)
     generator = np.random.default_rng(rng)
-    while True:
-        yield from _views(region, cycle, generator, sampler)
+    return itertools.chain.from_iterable(
+        _views(region, cycle, generator, sampler) for _ in itertools.count()
+    )
 
 
 def view_points(sampler: ViewSampler, count: int, rng: Rng) -> FloatArray:
     """``count`` points of the unit cube, [count, 3]: azimuth, elevation, distance. Each alone is
-    uniform."""
+    uniform.
+
+    Raises:
+        ValueError: a negative count, or an unknown sampler.
+    """
     if count < 0:
         raise ValueError(f"count is {count}; at least 0")
+    _check_sampler(sampler)
     return VIEW_SAMPLERS[sampler](count, np.random.default_rng(rng))
+
+
+def _check_sampler(sampler: str) -> None:
+    if sampler not in VIEW_SAMPLERS:
+        raise ValueError(f"{sampler!r} is not known; known: {', '.join(VIEW_SAMPLERS)}")
 
 
 def _views(region: ViewRange, count: int, rng: Rng, sampler: ViewSampler) -> list[View]:

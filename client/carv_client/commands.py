@@ -29,6 +29,7 @@ from carv_client._terminal import (
     Subparsers,
     add_command,
     add_objective,
+    check_output,
     complain,
     make_conditioning,
     objective_keywords,
@@ -119,13 +120,13 @@ def _teacher_row(teacher: Teacher) -> dict[str, Any]:
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
-    output: Path = arguments.output or arguments.latents.with_suffix(".gradient.npy")
     try:
         latents = read_latents(arguments.latents)
+        # Only now: a path without a name, as "/", has no suffix to change.
+        output: Path = arguments.output or arguments.latents.with_suffix(".gradient.npy")
+        check_output(output)
     except BadFileError as error:
         return complain(str(error))
-    if not output.parent.is_dir():
-        return complain(f"{output.parent} is not a folder")
     try:
         with open_client(arguments) as client, waiting(arguments.address):
             estimate = client.estimate_gradient(

@@ -16,6 +16,7 @@ K comes from past steps alone, so every estimate is as unbiased as with K fixed 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import warnings
@@ -30,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carv_client._planning.decayed import Decayed
-from carv_client._planning.observations import Observations, Vjp, pull_back
+from carv_client._planning.observations import Observations, Vjp, is_finite, pull_back
 from carv_client._planning.plan import Costs, Plan, PlanLimits, Variances, plan
 from carv_client._planning.spread import squared_norm
 from carv_client._planning.timer import UpstreamTimer
@@ -80,7 +81,7 @@ class DrawChoice:
     draws: int
     """K."""
     half_estimates: bool
-    """Ask for half-estimates: this step is a probe."""
+    """Ask for half-estimates: this step is a probe, or the caller wants them."""
     baseline: bool
     """Ask once more, with ``BASELINE_OPTIONS`` at the same latents, and attach the answer."""
     plan: Plan | None
@@ -169,7 +170,8 @@ class DrawPlanner:
         gradient: npt.ArrayLike | None = None,
     ) -> None:
         """Learn from an estimate. The client has done so in latent space with ``draws="auto"``;
-        observing the same one again adds the parameters' view of it.
+        observing the same one again adds the parameters' view of it. What is infinite or NaN,
+        in it or in what ``vjp`` makes of it, is passed over.
 
         Args:
             estimate: ends a step when it is first observed.
@@ -182,14 +184,16 @@ class DrawPlanner:
             gradient: J^T applied to ``estimate.gradient``, summed over renders, [P], where the
                 caller has it anyway; of no use without a ``vjp`` on probes. A copy is kept.
         """
+        finite = is_finite(estimate)
         with self._lock:
             if estimate not in self._seen:
                 self._seen.add(estimate)
                 self._end_step(estimate)
-                self._observed.add_latents(estimate)
+                if finite:
+                    self._observed.add_latents(estimate)
             self._has_gradients |= gradient is not None
             ask = not self._has_gradients
-        if vjp is None and gradient is None:
+        if not finite or (vjp is None and gradient is None):
             return
         pulled = pull_back(estimate, vjp, gradient, ask)
         with self._lock:
@@ -215,6 +219,8 @@ class DrawPlanner:
         halves = baseline.half_estimates
         if halves is None:
             raise ValueError("a baseline probe needs half-estimates")
+        if not is_finite(baseline):
+            return
         # One render at a time: summed over renders, J^T of independent noises has as much spread
         # as of one, and not the same as that of the noises.
         with self._lock:
@@ -248,7 +254,7 @@ class DrawPlanner:
             return self._steps < self._warm_up or self._steps % self._interval == 0
 
     def plan(self, renders: int | None = None) -> Plan | None:
-        """The plan by what was measured until now; None where that is too little.
+        """The plan by what was measured until now; None where that is too little, or gives none.
 
         Args:
             renders: R, where the caller has chosen; else 1, or what fits into ``step_seconds``.
@@ -262,11 +268,14 @@ class DrawPlanner:
         if limits is not None:
             bounds = replace(
                 bounds,
-                max_draws=min(self._max_draws, limits.max_draws),
-                max_renders=limits.max_renders,
-                max_evaluations=limits.max_evaluations,
+                max_draws=min(self._max_draws, limits.max_draws or _NO_LIMIT),
+                max_renders=limits.max_renders or _NO_LIMIT,
+                max_evaluations=limits.max_evaluations or None,
             )
-        made = plan(costs, variances, bounds, renders=renders)
+        try:
+            made = plan(costs, variances, bounds, renders=renders)
+        except (ValueError, ArithmeticError):  # inside a request: without a plan it still goes on
+            return None
         said = (
             "variances are those of the parameters' gradient"
             if in_parameters
@@ -281,23 +290,27 @@ class DrawPlanner:
         branches: float | None = None,
         limits: Limits | None = None,
         evaluation_seconds: float = 0.0,
+        half_estimates: bool = False,
     ) -> DrawChoice:
         """What to ask for in the next step.
 
         Args:
             renders: R of its latents.
             branches: evaluations of one draw; as last seen where None.
-            limits: the teacher's; as last given where None.
+            limits: the teacher's; as last given where None. One that is 0 bounds nothing.
             evaluation_seconds: what the server says; used until a reply has shown it.
+            half_estimates: the caller asks for them, probe or not: K is even then.
         """
         with self._lock:
             self._branches = branches or self._branches
             self._limits = limits or self._limits
-            self._told_seconds = evaluation_seconds or self._told_seconds
+            if 0 < evaluation_seconds < math.inf:
+                self._told_seconds = evaluation_seconds
             limits, allowed = self._limits, _NO_LIMIT
             if limits is not None:
-                affordable = int(limits.max_evaluations / (renders * self._branches))
-                allowed = max(1, min(limits.max_draws, affordable))
+                evaluations = limits.max_evaluations or _NO_LIMIT
+                affordable = int(evaluations / (renders * self._branches))
+                allowed = max(1, min(limits.max_draws or _NO_LIMIT, affordable))
             most = min(self._max_draws, allowed)
             made = self.plan(renders)
             probe = self.wants_halves and most > 1
@@ -312,8 +325,10 @@ class DrawPlanner:
             most_whole = most - most % 4 if most >= 4 else 2
             whole = 4 * -(-draws // 4)
             draws = min(2 * whole if double else whole, most_whole)
+        elif half_estimates and draws % 2:
+            draws = draws + 1 if draws < most else max(2, draws - 1)
         baseline = probe and scarce and allowed >= BASELINE_OPTIONS["draws"]
-        return DrawChoice(draws, probe, baseline, made)
+        return DrawChoice(draws, probe or half_estimates, baseline, made)
 
     def _should_warn(self, made: Plan) -> bool:
         """Once, as soon as it is sure enough."""

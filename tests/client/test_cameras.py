@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -177,3 +178,19 @@ def test_the_matrix_looks_at_the_origin() -> None:
     np.testing.assert_allclose(eye, [2 * math.cos(math.radians(30)), 1.0, 0.0], atol=1e-12)
     np.testing.assert_allclose(-rotation[:, 2], -eye / 2.0, atol=1e-12)
     assert rotation[1, 1] > 0, "+y is up"
+
+
+def test_successive_views_are_refused_at_the_call() -> None:
+    """Not at the first view, and not by an endless search for one."""
+    for cycle in (0, -1):
+        with pytest.raises(ValueError, match="cycle"):
+            successive_views(REGION, cycle, 0)
+    with pytest.raises(ValueError, match="stratified_antithetic"):
+        successive_views(REGION, 4, 0, "sobol")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("make", [independent_views, stratified_views, antithetic_views])
+def test_counts_of_views_are_at_least_zero(make: Callable[..., list[View]]) -> None:
+    assert make(REGION, 0, 0) == []
+    with pytest.raises(ValueError, match="at least 0"):
+        make(REGION, -1, 0)

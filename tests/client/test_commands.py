@@ -100,6 +100,17 @@ def test_bad_input_is_told_before_anything_is_sent(
     for path in (text, archive, pickled, tmp_path / "missing.npy"):
         assert main(["estimate", str(path), *nobody]) == USAGE
         assert str(path) in capsys.readouterr().err
+    for path in ("/", ".", ""):  # no names to make that of the output from
+        assert main(["estimate", path, *nobody]) == USAGE
+        assert f"carv: {Path(path)} cannot be read" in capsys.readouterr().err
+    for values in (np.zeros((1, 2), bool), np.array([["text"]])):
+        wrong = tmp_path / "wrong.npy"
+        np.save(wrong, values)
+        for command in (["estimate"], ["profile", "--latents"]):
+            assert main([*command, str(wrong), "--teacher", "mixture", *nobody]) == USAGE
+            assert "latents: " in capsys.readouterr().err
+    assert main(["estimate", str(latents), "--output", str(tmp_path), *nobody]) == USAGE
+    assert "it is a folder" in capsys.readouterr().err
     no_folder = str(tmp_path / "missing" / "out.npy")
     assert main(["estimate", str(latents), "--output", no_folder, *nobody]) == USAGE
     assert "not a folder" in capsys.readouterr().err
@@ -119,6 +130,26 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
         main(arguments)
     assert caught.value.code == USAGE
     assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["teachers"], ["estimate", "x.npy"], ["profile"]])
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--address", "", "it is empty; give host:port"),
+        ("--address", " ", "it is empty; give host:port"),
+        ("--timeout", "abc", "'abc' is not a number of seconds above 0"),
+        ("--timeout", "inf", "'inf' is not a number of seconds above 0"),
+        ("--timeout", "nan", "'nan' is not a number of seconds above 0"),
+    ],
+)
+def test_how_to_reach_a_server(
+    command: list[str], option: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command, option, value])
+    assert caught.value.code == USAGE
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"argument {option}: {said}")
 
 
 @pytest.mark.parametrize("command", ["teachers", "estimate", "profile"])

@@ -124,15 +124,20 @@ def test_bad_files_are_told_before_anything_is_sent(
     nowhere = str(tmp_path / "missing" / "profile.json")
     assert main(["profile", "--latents", str(latents), "--output", nowhere, *NOBODY]) == USAGE
     assert "not a folder" in capsys.readouterr().err
+    assert main(["profile", "--latents", str(latents), "--output", str(tmp_path), *NOBODY]) == USAGE
+    assert f"{tmp_path} cannot be written: it is a folder" in capsys.readouterr().err
 
 
-def test_a_file_that_cannot_be_written_is_told_after_the_table(
-    analytic_server: str, latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_full_disk_is_told_after_the_table(
+    analytic_server: str, latents: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments(latents, analytic_server, "--output", str(tmp_path))) == USAGE
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no device that is always full")
+    assert main(arguments(latents, analytic_server, "--output", str(full))) == USAGE
     captured = capsys.readouterr()
     assert "oracle" in captured.out
-    assert f"{tmp_path} cannot be written" in captured.err
+    assert "/dev/full cannot be written" in captured.err
 
 
 def test_refusals_and_absent_servers(
@@ -140,7 +145,7 @@ def test_refusals_and_absent_servers(
 ) -> None:
     assert main(arguments(latents, analytic_server, "--bins", "1")) == REFUSED
     assert "bins: 1; must be in 2 .. 64" in capsys.readouterr().err
-    assert main(arguments(latents, analytic_server, "--bins", "0")) == REFUSED
+    assert main(arguments(latents, analytic_server, "--bins", "0")) == USAGE
     assert "bins" in capsys.readouterr().err
     assert main(["profile", "--latents", str(latents), *NOBODY]) == UNAVAILABLE
     captured = capsys.readouterr()

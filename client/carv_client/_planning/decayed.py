@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 __all__ = ["Decayed"]
 
 
@@ -24,7 +26,10 @@ class Decayed:
         self.weight *= self._keep
 
     def add(self, total: float, weight: float = 1.0) -> None:
-        """``weight`` observations whose sum is ``total``."""
+        """``weight`` observations whose sum is ``total``; none where it is not finite, which
+        would never be forgotten."""
+        if not math.isfinite(self._total + total):
+            return
         self._total += total
         self.weight += weight
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from carv_client._planning.plan import Variances
 from carv_client._planning.spread import Spread, contrast, squared_norm
 from carv_client._types import Estimate, Float32Array
 
-__all__ = ["Observations", "Pulled", "Vjp", "pull_back"]
+__all__ = ["Observations", "Pulled", "Vjp", "is_finite", "pull_back"]
 
 Vjp = Callable[[Float32Array], npt.ArrayLike]
 """From a gradient at the latents, float32 [R, *event_shape], to that at the parameters, [P]:
@@ -21,6 +22,13 @@ J^T applied, summed over renders. Linear, and called more than once."""
 
 _BASELINE_MEMORY = 6.0
 """In units of the memory: the ratio of the two spaces moves slowly."""
+
+
+def is_finite(estimate: Estimate) -> bool:
+    """Whether there is anything to learn from it: infinity and NaN are in no running mean."""
+    halves = estimate.half_estimates
+    arrays = [estimate.gradient] if halves is None else [estimate.gradient, halves]
+    return all(bool(np.isfinite(array).all()) for array in arrays)
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,8 @@ def pull_back(
             gradient = vjp(estimate.gradient)
     mean = None
     if gradient is not None:
-        mean = np.array(gradient, dtype=np.float32).ravel() / np.float32(renders)
+        with np.errstate(over="ignore"):  # to infinity, which is passed over
+            mean = np.array(gradient, dtype=np.float32).ravel() / np.float32(renders)
     return Pulled(difference, total, mean)
 
 
@@ -126,14 +135,15 @@ class Observations:
             squared = float(flat[0] @ flat[1]) / len(gradient)
         weights = np.asarray(table.importance_weights, dtype=np.float64)
         norms = np.asarray(table.norms, dtype=np.float64)
-        self._single.add(float(np.mean((weights * norms) ** 2)) - squared)
-        self._uniform.add(float(np.mean(weights * norms**2)) - squared)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._single.add(float(np.mean((weights * norms) ** 2)) - squared)
+            self._uniform.add(float(np.mean(weights * norms**2)) - squared)
 
     def add_parameters(self, estimate: Estimate, pulled: Pulled) -> None:
         """The parameters' view of an estimate."""
         renders, halves, space = len(estimate.gradient), estimate.half_estimates, self._parameters
         draws = estimate.draws_spent // renders
-        if pulled.difference is not None:
+        if pulled.difference is not None and math.isfinite(pulled.difference):
             self.in_parameters = True
             space.drawn(estimate.sampler, estimate.coupling)
             space.add_halves(pulled.difference, draws // 2)
@@ -148,6 +158,8 @@ class Observations:
     def add_baseline(self, at_parameters: float, at_latents: float) -> None:
         """Squared difference of two halves of independent uniform draws, seen from both."""
         self.baseline_probes += 1
+        if not math.isfinite(at_parameters + at_latents):
+            return
         self._base_parameters.add(at_parameters)
         self._base_latents.add(at_latents)
 

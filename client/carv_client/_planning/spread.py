@@ -62,8 +62,11 @@ class Spread:
         """The mean gradient of a step, against that of the last one: R·‖G₁ − G₂‖²/2.
 
         Holds what the expectation itself moved in between, so B comes out too large rather than
-        too small. ``noise`` is W of one render's estimate.
+        too small. ``noise`` is W of one render's estimate. A gradient that is not finite is
+        passed over: the next one is compared with the one before it.
         """
+        if not np.isfinite(gradient).all():
+            return
         last, self._last = self._last, (gradient, noise, renders)
         if last is not None and last[2] == renders and last[0].shape == gradient.shape:
             total = renders * squared_norm(gradient - last[0]) / 2
@@ -119,9 +122,10 @@ class Spread:
 
 
 def squared_norm(values: npt.ArrayLike) -> float:
-    """‖values‖² in float64."""
+    """‖values‖² in float64; infinity where it overflows."""
     flat = np.asarray(values, dtype=np.float64).ravel()
-    return float(flat @ flat)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(flat @ flat)
 
 
 def contrast(renders: int) -> npt.NDArray[np.float64]:

@@ -16,24 +16,7 @@ from torch import Tensor
 
 from carv_client.cameras import View, ViewRange, independent_views
 
-__all__ = ["View", "camera_rays", "orbit_camera", "random_views", "ring"]
-
-
-def orbit_camera(view: View) -> Tensor:
-    """Camera-to-world matrix ``[4, 4]`` of a camera that looks at the origin, +y up."""
-    azimuth, elevation = math.radians(view.azimuth), math.radians(view.elevation)
-    backward = torch.tensor(
-        [
-            math.cos(elevation) * math.sin(azimuth),
-            math.sin(elevation),
-            math.cos(elevation) * math.cos(azimuth),
-        ]
-    )
-    right = torch.tensor([math.cos(azimuth), 0.0, -math.sin(azimuth)])
-    matrix = torch.eye(4)
-    matrix[:3, 0], matrix[:3, 1] = right, torch.linalg.cross(backward, right)
-    matrix[:3, 2], matrix[:3, 3] = backward, view.distance * backward
-    return matrix
+__all__ = ["View", "camera_rays", "random_views", "ring"]
 
 
 def camera_rays(view: View, size: int, fov: float) -> tuple[Tensor, Tensor]:
@@ -41,7 +24,7 @@ def camera_rays(view: View, size: int, fov: float) -> tuple[Tensor, Tensor]:
 
     Rows run from the top of the image; ``fov`` is the full vertical field of view.
     """
-    matrix = orbit_camera(view)
+    matrix = torch.from_numpy(view.to_matrix()).float()
     half = math.tan(math.radians(fov) / 2)
     grid = ((torch.arange(size) + 0.5) / size * 2 - 1) * half
     y, x = torch.meshgrid(-grid, grid, indexing="ij")

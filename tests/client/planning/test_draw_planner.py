@@ -289,6 +289,36 @@ def test_limits_bound_the_choice() -> None:
     assert planner.choose(1, 2, replace(limits, max_draws=1)).half_estimates is False
 
 
+def test_limits_that_a_server_does_not_tell_bound_nothing() -> None:
+    """Zeros, as an older server's reply has them."""
+    none = replace(LIMITS, max_draws=0, max_renders=0, max_evaluations=0)
+    simulation = Simulation(seed=12)
+    free, zeros = (DrawPlanner(clock=simulation.clock, step_seconds=2.0) for _ in range(2))
+    for _ in range(20):
+        with free.upstream(), zeros.upstream():
+            simulation.now += simulation.upstream_seconds
+        choice = free.choose(1, 2)
+        assert zeros.choose(1, 2, none).draws == choice.draws
+        with free.waiting(), zeros.waiting():
+            estimate = simulation.estimate(choice.draws, choice.half_estimates)
+        free.observe(estimate)
+        zeros.observe(estimate)
+    assert current(zeros) == current(free)
+    assert current(zeros).renders > 1
+
+
+@pytest.mark.parametrize(("first", "most", "draws"), [(3, 3, 2), (3, 4, 4), (1, 4, 2), (1, 1, 2)])
+def test_half_estimates_of_the_callers_keep_k_even_within_the_limit(
+    first: int, most: int, draws: int
+) -> None:
+    """But for a limit of one draw, of which there are no halves."""
+    planner = DrawPlanner(first_draws=first, max_draws=most, warm_up=1)
+    planner.observe(Simulation().estimate(4, True))  # the only probe for a while
+    assert planner.choose(1, 1, LIMITS).draws == first
+    choice = planner.choose(1, 1, LIMITS, half_estimates=True)
+    assert (choice.draws, choice.half_estimates, choice.baseline) == (draws, True, False)
+
+
 def test_a_time_budget_of_a_step_is_filled_with_renders() -> None:
     simulation = Simulation(seed=7)
     planner = DrawPlanner(clock=simulation.clock, step_seconds=2.0)

@@ -46,16 +46,20 @@ def measure_refinement(session: Session) -> None:
     runs = max(8, session.scale.refine_runs // len(states))
     ratios: list[Measured] = []
     kept: list[Measured] = []
-    for state in states:
-        session.say(f"refining: {state.name}")
-        chain = Chain(
+    chains = [
+        Chain(
             f"refine {state.name}",
             state.latents[None],
             [state.conditioning],
             objective,
             WARM_DRAWS,
         )
-        session.server.warm([chain], session.scale.warm_requests, _SEED)
+        for state in states
+    ]
+    session.say("refining: past requests")
+    session.server.warm(chains, session.scale.warm_requests, _SEED)
+    for state, chain in zip(states, chains, strict=True):
+        session.say(f"refining: {state.name}")
         answers = session.server.refine(chain, _TARGET, _MOST, session.seeds.take(runs))
         spent = _mean([float(answer.draws_spent) for answer in answers])
         oracle = _oracle(session, state)

@@ -119,6 +119,7 @@ def plot_curves(
                 axis.set_xticks(marks, [f"{mark:g}" for mark in marks])
                 axis.minorticks_off()
         if ticks is not None:
+            axis.set_xlim(-0.4, len(ticks) - 0.6)
             tilted = max(len(tick) for tick in ticks) > 5
             axis.set_xticks(
                 range(len(ticks)),

@@ -118,7 +118,10 @@ def plot_curves(
             if len(marks) <= 10:
                 axis.set_xticks(marks, [f"{mark:g}" for mark in marks])
                 axis.minorticks_off()
+            else:
+                _plain_log(axis.xaxis)
         if ticks is not None:
+            axis.set_xlim(-0.4, len(ticks) - 0.6)
             tilted = max(len(tick) for tick in ticks) > 5
             axis.set_xticks(
                 range(len(ticks)),
@@ -129,9 +132,7 @@ def plot_curves(
             )
         if log_y:
             axis.set_yscale("log")
-            plain = ticker.LogFormatter(minor_thresholds=(2, 0.5))
-            axis.yaxis.set_major_formatter(ticker.FuncFormatter(_plain_number))
-            axis.yaxis.set_minor_formatter(plain)
+            _plain_log(axis.yaxis)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(horizontal)
     axes[0].set_ylabel(vertical)
@@ -146,6 +147,13 @@ def plot_curves(
 
 def _plain_number(value: float, position: int | None) -> str:
     return f"{value:g}"
+
+
+def _plain_log(axis: Any) -> None:
+    """Ticks at 1, 2 and 5 of each decade, in plain numbers."""
+    axis.set_minor_locator(ticker.LogLocator(subs=(2.0, 5.0)))
+    axis.set_major_formatter(ticker.FuncFormatter(_plain_number))
+    axis.set_minor_formatter(ticker.FuncFormatter(_plain_number))
 
 
 def _colour(name: str, place: int) -> str:

@@ -21,6 +21,7 @@ from carv_server.bench.settings import GUIDANCES, WARM_DRAWS
 from carv_server.bench.states import State
 from carv_server.bench.tables import Table
 from carv_server.sampling.objective import ObjectiveTables
+from carv_server.sampling.past import Past
 
 __all__ = ["at_least", "at_most", "measure_headline", "never_worse"]
 
@@ -47,9 +48,11 @@ def measure_headline(session: Session) -> None:
         ("prompt", "state", "guidance", *_COLUMNS, "ours / paper"),
     )
     ratios: Ratios = {}
+    session.say("past requests of every state")
+    pasts = _warm(session, objectives)
     for state in session.states:
         session.say(f"K = {DRAWS}: {state.name}")
-        for guidance, found in _measure_state(session, state, objectives).items():
+        for guidance, found in _measure_state(session, state, objectives, pasts).items():
             ratios[state.name, guidance] = found
             detail.add(
                 state.prompt,
@@ -62,8 +65,30 @@ def measure_headline(session: Session) -> None:
     _summarise(session, ratios)
 
 
+def _warm(
+    session: Session, objectives: Mapping[str, ObjectiveTables]
+) -> dict[tuple[str, str], Past]:
+    """What each state's own history says, by (state, objective)."""
+    pairs = [(state, name) for state in session.states for name in objectives]
+    chains = [
+        Chain(
+            f"headline {state.name} {name}",
+            state.latents[None],
+            [state.conditioning],
+            objectives[name],
+            WARM_DRAWS,
+        )
+        for state, name in pairs
+    ]
+    pasts = session.server.warm(chains, session.scale.warm_requests, _SEED)
+    return {(state.name, name): past for (state, name), past in zip(pairs, pasts, strict=True)}
+
+
 def _measure_state(
-    session: Session, state: State, objectives: Mapping[str, ObjectiveTables]
+    session: Session,
+    state: State,
+    objectives: Mapping[str, ObjectiveTables],
+    pasts: Mapping[tuple[str, str], Past],
 ) -> dict[float, dict[str, Measured]]:
     laboratory, effort, seeds = session.laboratory, session.scale.effort, session.seeds
     uniform = measure_uniform(laboratory, state, objectives, effort, seeds)
@@ -71,20 +96,10 @@ def _measure_state(
         measure_fixed(laboratory, state, method, objectives, DRAWS, effort, seeds)
         for method in _FIXED
     ]
-    chains = [
-        Chain(
-            f"headline {state.name} {name}",
-            state.latents[None],
-            [state.conditioning],
-            objective,
-            WARM_DRAWS,
-        )
-        for name, objective in objectives.items()
-    ]
-    pasts = session.server.warm(chains, session.scale.warm_requests, _SEED)
     found: dict[float, dict[str, Measured]] = {}
-    for (name, objective), past in zip(objectives.items(), pasts, strict=True):
+    for name, objective in objectives.items():
         base = uniform[name].scaled(1 / DRAWS)
+        past = pasts[state.name, name]
         ours = measure_resolved(laboratory, state, OURS, objective, past, DRAWS, effort, seeds)
         variances = [*(each[name] for each in fixed), ours]
         row = {

@@ -47,16 +47,20 @@ def measure_refinement(session: Session) -> None:
     ratios: list[Measured] = []
     kept: list[Measured] = []
     claims: list[Measured] = []
-    for state in states:
-        session.say(f"refining: {state.name}")
-        chain = Chain(
+    chains = [
+        Chain(
             f"refine {state.name}",
             state.latents[None],
             [state.conditioning],
             objective,
             WARM_DRAWS,
         )
-        session.server.warm([chain], session.scale.warm_requests, _SEED)
+        for state in states
+    ]
+    session.say("refining: past requests")
+    session.server.warm(chains, session.scale.warm_requests, _SEED)
+    for state, chain in zip(states, chains, strict=True):
+        session.say(f"refining: {state.name}")
         answers = session.server.refine(chain, _TARGET, _MOST, session.seeds.take(runs))
         spent = _mean([float(answer.draws_spent) for answer in answers])
         oracle = _oracle(session, state)

@@ -40,19 +40,26 @@ def measure_weightings(session: Session) -> None:
     cold_of_all: list[Measured] = []
     count = session.scale.direct_states
     states = session.states[:: max(1, len(session.states) // count)][:count]
+    pairs = [(label, state) for label in objectives for state in states]
+    session.say("estimands: past requests")
+    chains = [
+        Chain(
+            f"estimands {label} {state.name}",
+            state.latents[None],
+            [state.conditioning],
+            objectives[label],
+            WARM_DRAWS,
+        )
+        for label, state in pairs
+    ]
+    warmed = session.server.warm(chains, session.scale.warm_requests, _SEED)
+    pasts = {(label, state.name): past for (label, state), past in zip(pairs, warmed, strict=True)}
     for label, objective in objectives.items():
         for state in states:
             session.say(f"estimands: {label}, {state.name}")
             laboratory, effort, seeds = session.laboratory, session.scale.effort, session.seeds
             one = {"": objective}
-            chain = Chain(
-                f"estimands {label} {state.name}",
-                state.latents[None],
-                [state.conditioning],
-                objective,
-                WARM_DRAWS,
-            )
-            past = session.server.warm([chain], session.scale.warm_requests, _SEED)[0]
+            past = pasts[label, state.name]
             uniform = measure_uniform(laboratory, state, one, effort, seeds)[""]
             for draws in _DRAWS:
                 base = uniform.scaled(1 / draws)

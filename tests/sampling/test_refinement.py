@@ -85,6 +85,13 @@ def test_an_end_is_where_the_other_stream_predicts_it() -> None:
     assert end is not None and (end.checkpoint, end.extra) == (1, 0)
 
 
+@pytest.mark.parametrize("target", [1e-6, 1e-100, 1e-200, 5e-324])
+def test_any_target_above_zero_is_only_far_away(target: float) -> None:
+    rule = StoppingRule(target, 10_000)
+    assert rule.ending(blocks([12], 1e-100, 1e300), 1) is None
+    assert rule.ending(blocks([12], 2.0, 2.0), 1) is None
+
+
 def test_without_a_signal_the_budget_ends() -> None:
     rule = StoppingRule(0.1, 30, stratified=False)
     nothing = blocks([12], 0.0, 1.0)

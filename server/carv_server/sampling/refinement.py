@@ -167,7 +167,8 @@ class StoppingRule:
         if not (allowed > 0 and per_draw < math.inf):
             return math.inf
         half = per_draw / (2.0 * allowed)
-        return half + math.sqrt(half**2 + 2.0 * half * self._overhead * (len(other) + 1))
+        # In this order, since half may be anything up to infinity.
+        return half + math.sqrt(half) * math.sqrt(half + 2.0 * self._overhead * (len(other) + 1))
 
     def _moments(self, blocks: Sequence[Block]) -> tuple[float, float]:
         """a, and ||g||^2 without the noise in it; (inf, -inf) where no block has a variance."""

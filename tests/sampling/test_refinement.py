@@ -97,9 +97,16 @@ def test_without_a_signal_the_budget_ends() -> None:
     nothing = blocks([12], 0.0, 1.0)
     assert [rule.checkpoint(number) for number in range(5)] == [0, 12, 24, 30, 30]
     assert rule.ending(nothing, 1) is None
-    assert rule.ending(blocks([12, 12], 0.0, 0.0), 2) is None, "a gradient of exactly zero"
     end = rule.ending(blocks([12, 12, 6], 0.0, 1.0), 3)
     assert end is not None and end.capped
+
+
+def test_draws_that_are_all_zero_end_at_the_second_checkpoint() -> None:
+    rule = StoppingRule(0.1, 10_000)
+    assert rule.ending(blocks([12], 0.0, 0.0), 1) is None
+    end = rule.ending(blocks([12, 12], 0.0, 0.0), 2)
+    assert end is not None and (end.checkpoint, end.extra, end.capped) == (2, 0, False)
+    assert StoppingRule(0.0, 10_000).ending(blocks([12, 12], 0.0, 0.0), 2) is None, "no target"
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 7, 24, 25, 100, 1001, 1 << 19])

@@ -105,12 +105,14 @@ def test_time_ends_it_with_what_there_is(
     assert list(means[0].stop_reasons) == [pb.STOP_REASON_UNSPECIFIED]
 
 
-def test_a_gradient_of_zero_goes_to_its_budget(channel: grpc.Channel, handles: list[str]) -> None:
-    request = refine_request(handles, target_relative_standard_error=0.1, max_draws=40)
+def test_a_gradient_of_zero_is_soon_believed(channel: grpc.Channel, handles: list[str]) -> None:
+    request = refine_request(handles, target_relative_standard_error=0.1)
     for branch in request.objective.branches:
         branch.coefficient.constant = 0.0
     last = replies(channel, request)[-1]
-    assert list(last.stop_reasons) == [pb.STOP_REASON_DRAW_BUDGET] * 2
+    assert list(last.stop_reasons) == [pb.STOP_REASON_TARGET] * 2
+    assert decode_tensor(last.draws).tolist() == [48] * 2
+    assert not decode_tensor(last.noise_variance).any()
 
 
 # The same seed, the same answer; and the answer is the gradient.

@@ -140,7 +140,7 @@ class StoppingRule:
             other: blocks of the other stream that make up its first n_number draws.
         """
         here, following = self.checkpoint(number), self.checkpoint(number + 1)
-        if self._reached(other, here):
+        if self._reached(other, number):
             return Ending(number, 0, capped=False)
         if here == self.most:
             return Ending(number, 0, capped=True)
@@ -153,10 +153,14 @@ class StoppingRule:
             return None if following == self.most else Ending(number + 1, 0, capped=False)
         return Ending(number, extra, capped=False)
 
-    def _reached(self, other: Sequence[Block], here: int) -> bool:
+    def _reached(self, other: Sequence[Block], number: int) -> bool:
         if not self.target > 0:
             return False
+        here = self.checkpoint(number)
         per_draw, signal = self._moments(other)
+        if per_draw == 0.0 and signal == 0.0:
+            # All draws are zero: those of two checkpoints are believed.
+            return number >= 2
         variance = per_draw * (here + self._overhead * len(other)) / here**2
         return signal > 0 and variance / 2.0 <= _SNAP_DOWN * self.target**2 * signal
 

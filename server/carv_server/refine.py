@@ -181,9 +181,10 @@ class Refinement:
     def _goes_on(self, stream: int, stage: int) -> bool:
         """Whether the next stage of a stream is needed: for itself, or to end the other."""
         end, other = self._ends[stream], self._ends[1 - stream]
-        if other is None:
+        if end is None or end.checkpoint > stage:
             return True
-        return end is None or end.checkpoint > stage
+        # Whatever the last stage would say, the other ends with it.
+        return other is None and self._rule.checkpoint(stage + 1) < self._rule.most
 
     async def _fill(
         self,

@@ -46,6 +46,7 @@ _SNAP_DOWN, _SNAP_UP = 1.1, 0.85
 # Only the number of draws rests on these.
 _OVERHEAD, _COLLAPSED_OVERHEAD = 1.4, 4.5
 _LARGEST_BLOCK = 64
+_LARGEST_PENULTIMATE = 2.0 / 3.0  # of the budget
 _MOST_BLOCKS = 512
 
 
@@ -120,10 +121,16 @@ class StoppingRule:
     stratified: bool = True
 
     def checkpoint(self, number: int) -> int:
-        """n_number, draws of a stream; n_0 = 0."""
+        """n_number, draws of a stream; n_0 = 0.
+
+        None is between 2/3 of ``most`` and ``most``. A stream whose end is known walks for the
+        other's sake at most to the checkpoint n before ``most``; its last block takes less than
+        a stage, hence n / 2, or fits below ``most`` by itself: both together fit the budget.
+        """
         if number == 0:
             return 0
-        return min(self.most, round(_FIRST_DRAWS * _GROWTH ** min(number - 1, 64)))
+        draws = round(_FIRST_DRAWS * _GROWTH ** min(number - 1, 64))
+        return draws if draws <= _LARGEST_PENULTIMATE * self.most else self.most
 
     def blocks(self, draws: int) -> list[int]:
         """Cut into blocks of a bounded size, so that a mean moves on while a long stage runs and
@@ -137,7 +144,9 @@ class StoppingRule:
         at the next one.
 
         Args:
-            other: blocks of the other stream that make up its first n_number draws.
+            other: blocks of the other stream that make up its first n_number draws. Where n_number
+                is ``most`` they may be those up to the checkpoint before: the end is there
+                anyway, and only ``capped`` is asked for.
         """
         here, following = self.checkpoint(number), self.checkpoint(number + 1)
         if self._reached(other, number):

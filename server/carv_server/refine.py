@@ -31,7 +31,14 @@ from carv_server.replicas.protocol import Work
 from carv_server.request import RefineRequest
 from carv_server.sampling.plan import DrawPlan, Resolved, plan_draws, resolve
 from carv_server.sampling.reduce import Moments, estimate_from_moments
-from carv_server.sampling.refinement import Block, Combined, Ending, StoppingRule, combine
+from carv_server.sampling.refinement import (
+    Block,
+    Combined,
+    Ending,
+    StoppingRule,
+    Sums,
+    combine,
+)
 from carv_server.sampling.timesteps import TimestepSampler
 from carv_server.scheduler import Scheduler
 
@@ -121,14 +128,14 @@ class Refinement:
         self._ends: list[Ending | None] = [None, None]
         if most == 1:
             self._ends = [Ending(1, 0, capped=True), Ending(0, 0, capped=True)]
-        # By stream: the blocks of each stage of the row, then those after the last checkpoint.
-        self._row: tuple[list[list[Block | None]], ...] = ([], [])
-        self._last: tuple[list[Block | None], ...] = ([], [])
+        # By stream: what its mean rests on, and the row past its end, that decides alone.
+        self._used = [Sums(), Sums()]
+        self._beyond = [Sums(), Sums()]
 
     @property
     def started(self) -> bool:
         """Whether there is a mean at all."""
-        return any(self._used(0)) or any(self._used(1))
+        return any(sums.blocks for sums in self._used)
 
     @property
     def stop_reason(self) -> StopReason | None:
@@ -139,9 +146,9 @@ class Refinement:
         capped = first.capped or second.capped
         return StopReason.DRAW_BUDGET if capped else StopReason.TARGET
 
-    def combined(self) -> Combined:
-        """The mean of what is done. Requires ``started``."""
-        return combine(self._used(0), self._used(1))
+    def used(self) -> tuple[Sums, Sums]:
+        """What the mean of each stream rests on; does not change once read."""
+        return self._used[0], self._used[1]
 
     async def run(self) -> Combined:
         """To the end of both streams."""
@@ -154,61 +161,51 @@ class Refinement:
             sizes = self._rule.blocks(
                 self._rule.checkpoint(stage) - self._rule.checkpoint(stage - 1)
             )
-            for s in (0, 1):
-                self._row[s].append([None] * len(sizes) if s in going else [])
-            places = [self._row[s][-1] for s in going]
+            places = [self._beyond if self._over(s, stage) else self._used for s in (0, 1)]
             await self._fill(places, going, number, sizes)
             number += len(sizes)
+            rows = [used.merged(more) for used, more in zip(self._used, self._beyond, strict=True)]
             for s in (0, 1):
                 if self._ends[s] is None:
-                    self._ends[s] = self._rule.ending(_done(self._row[self._judge(s)]), stage)
-        for s, end in enumerate(self._ends):
-            if end is not None and end.extra:
-                self._last[s].extend([None] * len(self._rule.blocks(end.extra)))
+                    self._ends[s] = self._rule.ending(rows[self._judge(s)], stage)
         await together(
             [
-                self._fill([self._last[s]], [s], _LAST_BLOCKS, self._rule.blocks(end.extra))
+                self._fill([self._used] * 2, [s], _LAST_BLOCKS, self._rule.blocks(end.extra))
                 for s, end in enumerate(self._ends)
                 if end is not None and end.extra
             ]
         )
-        return self.combined()
+        return combine(*self.used())
 
     def _judge(self, stream: int) -> int:
         """The stream whose blocks say where a stream ends."""
         return 1 - stream
 
+    def _over(self, stream: int, stage: int) -> bool:
+        """Whether a stream is known to end before a stage."""
+        end = self._ends[stream]
+        return end is not None and end.checkpoint < stage
+
     def _goes_on(self, stream: int, stage: int) -> bool:
-        """Whether the next stage of a stream is needed: for itself, or to end the other."""
-        end, other = self._ends[stream], self._ends[1 - stream]
-        if end is None or end.checkpoint > stage:
+        """Whether the stage after one is needed: for the stream itself, or to end the other."""
+        if not self._over(stream, stage + 1):
             return True
         # Whatever the last stage would say, the other ends with it.
-        return other is None and self._rule.checkpoint(stage + 1) < self._rule.most
+        other_is_open = self._ends[1 - stream] is None
+        return other_is_open and self._rule.checkpoint(stage + 1) < self._rule.most
 
     async def _fill(
-        self,
-        places: Sequence[list[Block | None]],
-        streams: Sequence[int],
-        first: int,
-        sizes: Sequence[int],
+        self, places: Sequence[list[Sums]], streams: Sequence[int], first: int, sizes: Sequence[int]
     ) -> None:
+        """Blocks of the streams from number ``first`` on, added where ``places`` says for each."""
+
         async def one(position: int, draws: int) -> None:
             blocks = await self._evaluate(first + position, streams, draws)
-            for place, block in zip(places, blocks, strict=True):
-                place[position] = block
+            for stream, block in zip(streams, blocks, strict=True):
+                places[stream][stream] = places[stream][stream].plus(block)
             self._moved()
 
         await together([one(position, draws) for position, draws in enumerate(sizes)])
-
-    def _used(self, stream: int) -> list[Block]:
-        end = self._ends[stream]
-        row = self._row[stream] if end is None else self._row[stream][: end.checkpoint]
-        return _done([*row, self._last[stream]])
-
-
-def _done(stages: Sequence[Sequence[Block | None]]) -> list[Block]:
-    return [block for stage in stages for block in stage if block is not None]
 
 
 class BlockEvaluator:
@@ -246,6 +243,10 @@ class BlockEvaluator:
         self.draws_spent += len(work.timesteps)
         self.queue_seconds = min(self.queue_seconds, result.queue_seconds)
         self.compute_seconds += result.compute_seconds
+        # Three draws as an antithetic pair and a single have no unbiased estimator.
+        conservative = not plans[0].identically_distributed or (
+            draws == 3 and len(np.unique(plans[0].groups[render])) == 2
+        )
         twin = math.nan
         if len(plans) == 2 and self._resolved.sampler in _OWN_STRATA:
             twin = reduction.twins[render] / draws**2
@@ -256,7 +257,7 @@ class BlockEvaluator:
                 size: moments for (key, size), moments in reduction.moments.items() if key == owner
             }
             mean, variance = estimate_from_moments(by_size, draws, reduction.spreads.get(owner))
-            blocks.append(Block(draws, mean.numpy(), variance, twin))
+            blocks.append(Block(draws, mean.numpy(), variance, conservative, twin))
         return blocks
 
     def record(self) -> tuple[Int64Array, Float64Array]:
@@ -346,7 +347,7 @@ class RenderDraws:
                 evaluator(render),
                 target=request.target,
                 most=request.max_draws,
-                stratified=resolved.sampler is not TimestepSampler.IID,
+                stratified=resolved.sampler in _OWN_STRATA,
                 moved=moved,
             )
             for render in range(len(request.latents))
@@ -359,13 +360,12 @@ class RenderDraws:
             finished: whether each has come to its end.
             final: what has not was ended by time.
         """
-        parts = [render.combined() for render in self.renders]
+        parts = [combine(*render.used()) for render in self.renders]
         variance = np.array([part.variance for part in parts])
         available = not np.isnan(variance).any()
-        spread = any(part.by_spread for part in parts)
         if not available:
             estimator = VarianceEstimator.UNAVAILABLE
-        elif spread and self._resolved.sampler is not TimestepSampler.IID:
+        elif any(part.conservative for part in parts):
             estimator = VarianceEstimator.CONSERVATIVE
         else:
             estimator = VarianceEstimator.UNBIASED

@@ -8,12 +8,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from carv_server.refine import Refinement, StopReason
-from carv_server.sampling.refinement import Block, StoppingRule, combine
+from carv_server.sampling.refinement import Block, StoppingRule, Sums, combine
 
 RUNS = 1000
+Float64Array = npt.NDArray[np.float64]
 
 
 class Skewed:
@@ -33,6 +35,23 @@ class Skewed:
             variance = float(x.var(ddof=1)) / draws if draws > 1 else math.nan
             blocks.append(Block(draws, np.array([x.mean()]), variance))
         return blocks
+
+
+class Heavy(Skewed):
+    """Draws of 48 dimensions with a lognormal scale common to them all, in two streams of which
+    each draw of a number is the other's twin."""
+
+    async def __call__(self, number: int, streams: Sequence[int], draws: int) -> list[Block]:
+        x: list[Float64Array] = []
+        for stream in streams:
+            rng = np.random.default_rng((self._run, number, stream))
+            scale = rng.lognormal(-0.32, 0.8, size=(draws, 1))  # of mean 1
+            x.append(1.0 + scale * rng.normal(size=(draws, 48)))
+        twin = float(np.sum((x[0] - x[1]) ** 2)) / 2 / draws**2 if len(x) == 2 else math.nan
+        return [
+            Block(draws, y.mean(axis=0), float(y.var(axis=0, ddof=1).sum()) / draws, True, twin)
+            for y in x
+        ]
 
 
 class OwnStop(Refinement):
@@ -67,8 +86,37 @@ def test_cross_stopping_is_unbiased_where_stopping_on_own_draws_is_not() -> None
     assert broken[:, 1].mean() / np.mean(bias**2) < 0.7
 
 
-def blocks(sizes: Sequence[int], mean: float, per_draw: float) -> list[Block]:
-    return [Block(n, np.array([mean]), per_draw / n) for n in sizes]
+def test_what_twins_say_is_freed_of_the_ends_that_they_selected() -> None:
+    """Mean stated variance over mean squared error within 0.12: of 1000 runs, whose squared errors
+    are known to 3 %, and the estimator measured at 0.99. Twins alone state 0.83: both streams end
+    where these are small."""
+
+    async def main() -> tuple[float, float]:
+        errors, stated, alone = 0.0, 0.0, 0.0
+        for run in range(RUNS):
+            refinement = Refinement(Heavy(run), target=0.12, most=4096, stratified=True)
+            found = await refinement.run()
+            errors += float(np.sum((found.mean - 1.0) ** 2))
+            stated += found.variance
+            streams = refinement.used()
+            rate = streams[0].merged(streams[1]).twins.per_draw(1.4)
+            alone += sum(rate * (s.draws + 1.4 * s.blocks) / s.draws**2 for s in streams) / 4
+        return stated / errors, alone / errors
+
+    stated, alone = asyncio.run(main())
+    assert stated == pytest.approx(1.0, abs=0.12)
+    assert alone < 0.9
+
+
+def summed(*blocks: Block) -> Sums:
+    sums = Sums()
+    for block in blocks:
+        sums = sums.plus(block)
+    return sums
+
+
+def blocks(sizes: Sequence[int], mean: float, per_draw: float) -> Sums:
+    return summed(*(Block(n, np.array([mean]), per_draw / n) for n in sizes))
 
 
 def test_an_end_is_where_the_other_stream_predicts_it() -> None:
@@ -154,19 +202,26 @@ def test_draws_for_the_other_streams_sake_keep_to_the_budget(most: int) -> None:
 
 
 def test_the_variance_of_two_streams() -> None:
-    """By twins; a block without one counts by its size; two lone draws by their difference."""
-    a = [Block(12, np.array([1.0]), 9.0, 0.5), Block(6, np.array([4.0]), 9.0)]
-    b = [Block(12, np.array([3.0]), 9.0, 0.5)]
+    """By twins, for each stream as its own variance compares; a block without a twin counts by its
+    size; two lone draws by their difference."""
+    a = summed(
+        Block(12, np.array([1.0]), 9.0, True, 0.5),
+        Block(6, np.array([4.0]), 9.0 * 4 * 10.5 / 16.5, True),
+    )
+    b = summed(Block(12, np.array([3.0]), 3.0, True, 0.5))
     both = combine(a, b)
-    assert both.draws == 30 and not both.by_spread
+    assert both.draws == 30 and not both.conservative
     assert both.mean == pytest.approx([(2.0 + 3.0) / 2])
     rate = 144 * 0.5 / (12 + 1.4)
-    first = (144 * 0.5 + rate * (6 + 1.4)) / 18**2
-    assert both.variance == pytest.approx((first + 0.5) / 4)
-    lone = combine([Block(1, np.array([1.0]), math.nan)], [Block(1, np.array([3.0]), math.nan)])
-    assert lone.variance == pytest.approx(1.0)
-    assert lone.relative_standard_error == pytest.approx(math.sqrt(1.0 / (4.0 - 1.0)))
-    single = combine([Block(1, np.array([1.0]), math.nan)], [])
+    first = 1.5 * rate * (18 + 2 * 1.4) / 18**2
+    assert both.variance == pytest.approx((first + 0.5 * 0.5) / 4)
+    lone = [summed(Block(1, np.array([mean]), math.nan, True)) for mean in (1.0, 3.0)]
+    pair = combine(*lone)
+    assert pair.variance == pytest.approx(1.0) and not pair.conservative
+    assert pair.relative_standard_error == pytest.approx(math.sqrt(1.0 / (4.0 - 1.0)))
+    single = combine(lone[0], Sums())
     assert math.isnan(single.variance) and single.relative_standard_error == math.inf
-    noise = combine([Block(2, np.array([0.1]), 1.0)], [Block(2, np.array([0.1]), 1.0)])
-    assert noise.by_spread and noise.relative_standard_error == math.inf
+    noise = combine(*[summed(Block(2, np.array([0.1]), 1.0, True))] * 2)
+    assert noise.conservative and noise.relative_standard_error == math.inf
+    mixed = summed(Block(2, np.array([0.1]), 1.0), Block(1, np.array([0.1]), math.nan))
+    assert combine(mixed, Sums()).variance == pytest.approx((4.0 * 1.0 + 1 * 2.0) / 9)

@@ -84,6 +84,19 @@ def test_the_draw_budget(channel: grpc.Channel, handles: list[str], most: int, d
         assert last.variance_estimator == pb.VARIANCE_ESTIMATOR_UNBIASED
 
 
+def test_a_pair_and_a_single_have_no_unbiased_variance(
+    channel: grpc.Channel, handles: list[str]
+) -> None:
+    for most, estimator in (
+        (6, pb.VARIANCE_ESTIMATOR_CONSERVATIVE),
+        (8, pb.VARIANCE_ESTIMATOR_UNBIASED),
+    ):
+        request = refine_request(handles, max_draws=most)
+        request.sampling.timestep_sampler = sampling_pb2.TIMESTEP_SAMPLER_IID
+        request.sampling.noise_coupling = sampling_pb2.NOISE_COUPLING_ANTITHETIC
+        assert replies(channel, request)[-1].variance_estimator == estimator
+
+
 @pytest.mark.parametrize("bound", ["max_seconds", "deadline"])
 def test_time_ends_it_with_what_there_is(
     channel: grpc.Channel, handles: list[str], bound: str

@@ -12,7 +12,8 @@ fixed size. The blocks of the fixed row are functions of their stream's randomne
 N_A is a function of B's randomness alone. Hence E m_A(N_A) = sum_n P(N_A = n) E m_A(n) = g: no
 selection, no term in 1/n. Likewise for B, and (m_A + m_B) / 2 has mean g exactly. Weights by size
 would depend on both streams, and unequal sizes cost the equal weights a term of second order only.
-It also holds that each stream's own variance estimate is not selected by its end.
+Each stream's own variance estimate is not selected by its end either; that by twins, which rests
+on both streams, is. ``combine`` says what is made of that.
 
 Not so with the obvious rules. A stream that ends on its own draws ends early where these happen to
 look good. Cross-stopping without a fixed row leaks: A's first draws would set the size of
@@ -25,13 +26,12 @@ standard error reached scatters around the target by some per cent, and is state
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Block", "Combined", "Ending", "StoppingRule", "combine"]
+__all__ = ["Block", "Combined", "Ending", "StoppingRule", "Sums", "combine"]
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -56,8 +56,8 @@ class Block:
 
     Attributes:
         mean: float64 [D].
-        variance: estimate of tr Cov of ``mean`` from this stream alone, conservative under
-            strata; NaN where there is none.
+        variance: estimate of tr Cov of ``mean`` from this stream alone; NaN where there is none.
+        conservative: whether ``variance`` is on average above that, as under strata.
         twin_variance: the same from the differences to the other stream's block in each stratum,
             unbiased (two draws in a stratum: Cochran 1977, Section 5.12); NaN where the other
             stream has no such block.
@@ -66,7 +66,89 @@ class Block:
     draws: int
     mean: Float64Array
     variance: float
+    conservative: bool = False
     twin_variance: float = math.nan
+
+
+@dataclass(frozen=True)
+class _Rate:
+    """Of some blocks, what gives the a of W(n) = a (1 + overhead / n) / n.
+
+    Attributes:
+        squared: sum of n^2 W(n).
+    """
+
+    squared: float = 0.0
+    draws: int = 0
+    blocks: int = 0
+
+    def __add__(self, other: _Rate) -> _Rate:
+        return _Rate(
+            self.squared + other.squared, self.draws + other.draws, self.blocks + other.blocks
+        )
+
+    def per_draw(self, overhead: float) -> float:
+        """a; NaN without blocks."""
+        return self.squared / (self.draws + overhead * self.blocks) if self.draws else math.nan
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Over blocks of one stream. Adding makes new ones: what has been read stays as it was.
+
+    Attributes:
+        total: float64 [D], sum of n mean; of shape () without blocks.
+        own: over the blocks that have a variance of their own.
+        twins, own_of_twins: variances by twins and own ones, over the blocks that have both; for
+            ``twins`` alone also those with no own one.
+        conservative: whether that of any block is.
+    """
+
+    draws: int = 0
+    blocks: int = 0
+    total: Float64Array = field(default_factory=lambda: np.zeros(()))
+    own: _Rate = _Rate()
+    twins: _Rate = _Rate()
+    own_of_twins: _Rate = _Rate()
+    conservative: bool = False
+
+    @property
+    def mean(self) -> Float64Array:
+        """float64 [D]. Requires draws."""
+        return self.total / self.draws
+
+    def plus(self, block: Block) -> Sums:
+        def rate(variance: float) -> _Rate:
+            if math.isnan(variance):
+                return _Rate()
+            return _Rate(block.draws**2 * variance, block.draws, 1)
+
+        own, twins = rate(block.variance), rate(block.twin_variance)
+        return self.merged(
+            Sums(
+                block.draws,
+                1,
+                block.draws * block.mean,
+                own,
+                twins,
+                own if twins.blocks else _Rate(),
+                block.conservative,
+            )
+        )
+
+    def merged(self, other: Sums) -> Sums:
+        """Over the blocks of both."""
+        if not (self.blocks and other.blocks):
+            return other if other.blocks else self
+        return Sums(
+            self.draws + other.draws,
+            self.blocks + other.blocks,
+            self.total + other.total,
+            self.own + other.own,
+            self.twins + other.twins,
+            self.own_of_twins + other.own_of_twins,
+            self.conservative or other.conservative,
+        )
 
 
 @dataclass(frozen=True)
@@ -76,14 +158,13 @@ class Combined:
     Attributes:
         mean: float64 [D].
         variance: estimate of tr Cov of ``mean``; NaN for a single draw.
-        by_spread: whether ``variance`` rests on single streams' own variances, which under strata
-            are conservative.
+        conservative: whether ``variance`` is on average above that.
     """
 
     draws: int
     mean: Float64Array
     variance: float
-    by_spread: bool
+    conservative: bool
 
     @property
     def relative_standard_error(self) -> float:
@@ -139,13 +220,13 @@ class StoppingRule:
         size = 2 * math.ceil(draws / (2 * count))
         return [min(size, draws - start) for start in range(0, draws, size)]
 
-    def ending(self, other: Sequence[Block], number: int) -> Ending | None:
+    def ending(self, other: Sums, number: int) -> Ending | None:
         """The end of a stream, from the other one's blocks up to a checkpoint; None: look again
         at the next one.
 
         Args:
-            other: blocks of the other stream that make up its first n_number draws. Where n_number
-                is ``most`` they may be those up to the checkpoint before: the end is there
+            other: the blocks of the other stream that make up its first n_number draws. Where
+                n_number is ``most`` they may be those up to the checkpoint before: the end is there
                 anyway, and only ``capped`` is asked for.
         """
         here, following = self.checkpoint(number), self.checkpoint(number + 1)
@@ -162,7 +243,7 @@ class StoppingRule:
             return None if following == self.most else Ending(number + 1, 0, capped=False)
         return Ending(number, extra, capped=False)
 
-    def _reached(self, other: Sequence[Block], number: int) -> bool:
+    def _reached(self, other: Sums, number: int) -> bool:
         if not self.target > 0:
             return False
         here = self.checkpoint(number)
@@ -170,10 +251,10 @@ class StoppingRule:
         if per_draw == 0.0 and signal == 0.0:
             # All draws are zero: those of two checkpoints are believed.
             return number >= 2
-        variance = per_draw * (here + self._overhead * len(other)) / here**2
+        variance = per_draw * (here + self._overhead * other.blocks) / here**2
         return signal > 0 and variance / 2.0 <= _SNAP_DOWN * self.target**2 * signal
 
-    def _needed(self, other: Sequence[Block]) -> float:
+    def _needed(self, other: Sums) -> float:
         """The N that solves a (N + b (blocks + 1)) / N^2 / 2 = target^2 ||g||^2."""
         per_draw, signal = self._moments(other)
         allowed = 2.0 * self.target**2 * signal
@@ -181,16 +262,15 @@ class StoppingRule:
             return math.inf
         half = per_draw / (2.0 * allowed)
         # In this order, since half may be anything up to infinity.
-        return half + math.sqrt(half) * math.sqrt(half + 2.0 * self._overhead * (len(other) + 1))
+        return half + math.sqrt(half) * math.sqrt(half + 2.0 * self._overhead * (other.blocks + 1))
 
-    def _moments(self, blocks: Sequence[Block]) -> tuple[float, float]:
+    def _moments(self, blocks: Sums) -> tuple[float, float]:
         """a, and ||g||^2 without the noise in it; (inf, -inf) where no block has a variance."""
-        seen = _COLLAPSED_OVERHEAD if self.stratified else 0.0
-        per_draw = _per_draw([(block.draws, block.variance) for block in blocks], seen)
+        per_draw = blocks.own.per_draw(_COLLAPSED_OVERHEAD if self.stratified else 0.0)
         if math.isnan(per_draw):
             return math.inf, -math.inf
-        mean, draws = _mean(blocks)
-        noise = per_draw * (draws + self._overhead * len(blocks)) / draws**2
+        mean, draws = blocks.mean, blocks.draws
+        noise = per_draw * (draws + self._overhead * blocks.blocks) / draws**2
         return per_draw, float(mean @ mean) - noise
 
     @property
@@ -198,55 +278,37 @@ class StoppingRule:
         return _OVERHEAD if self.stratified else 0.0
 
 
-def _mean(blocks: Sequence[Block]) -> tuple[Float64Array, int]:
-    draws = sum(block.draws for block in blocks)
-    total = np.sum([block.draws * block.mean for block in blocks], axis=0)
-    return total / draws, draws
-
-
-def combine(first: Sequence[Block], second: Sequence[Block]) -> Combined:
+def combine(first: Sums, second: Sums) -> Combined:
     """(m_A + m_B) / 2 with its variance, or the one stream that has any blocks.
 
-    The variance of a block is that by twins where it has one; else what the blocks with twins say
-    of one of its size; and only without any twins its own.
+    Where blocks have twins, the variance of a stream is its own times what the twins' variance
+    is of the own ones in the same blocks: the own one alone would be conservative, and the
+    twins' alone too low, since both streams' ends are selected by them. In the factor the
+    selection mostly cancels: a consistent estimate, not an exactly unbiased one.
     """
-    streams = [blocks for blocks in (first, second) if blocks]
-    every = [block for blocks in streams for block in blocks]
-    by_twins = _per_draw([(block.draws, block.twin_variance) for block in every], _OVERHEAD)
-    by_spread = _per_draw([(block.draws, block.variance) for block in every], 0.0)
-
-    def squared_error(block: Block) -> float:
-        """Variance of the sum over a block's draws."""
-        if not math.isnan(block.twin_variance):
-            return block.draws**2 * block.twin_variance
-        if not math.isnan(by_twins):
-            return (block.draws + _OVERHEAD) * by_twins
-        if not math.isnan(block.variance):
-            return block.draws**2 * block.variance
-        return block.draws * by_spread
-
-    means = [_mean(blocks)[0] for blocks in streams]
-    sizes = [sum(block.draws for block in blocks) for blocks in streams]
-    variance = (
-        sum(
-            sum(squared_error(block) for block in blocks) / size**2
-            for blocks, size in zip(streams, sizes, strict=True)
-        )
-        / len(streams) ** 2
-    )
-    spread = math.isnan(by_twins) and not math.isnan(variance)
+    streams = [sums for sums in (first, second) if sums.blocks]
+    together = Sums()
+    for sums in streams:
+        together = together.merged(sums)
+    by_twins = together.twins.per_draw(_OVERHEAD)
+    variance = sum(_variance(sums, together, by_twins) for sums in streams) / len(streams) ** 2
+    conservative = together.conservative and math.isnan(by_twins)
+    means = [sums.mean for sums in streams]
     if math.isnan(variance) and len(streams) == 2:
         # The streams are independent with one mean: unbiased, if rough.
         difference = means[0] - means[1]
-        variance = float(difference @ difference) / 4.0
-    return Combined(sum(sizes), np.mean(means, axis=0), variance, spread)
+        variance, conservative = float(difference @ difference) / 4.0, False
+    mean = means[0] if len(means) == 1 else (means[0] + means[1]) / 2.0
+    return Combined(together.draws, mean, variance, conservative)
 
 
-def _per_draw(variances: Sequence[tuple[int, float]], overhead: float) -> float:
-    """The a of W(n) = a (1 + overhead / n) / n from pairs (n, W(n)); NaN where none is known."""
-    known = [(draws, value) for draws, value in variances if not math.isnan(value)]
-    if not known:
-        return math.nan
-    return sum(draws**2 * value for draws, value in known) / sum(
-        draws + overhead for draws, _ in known
-    )
+def _variance(stream: Sums, both: Sums, by_twins: float) -> float:
+    """Of a stream's mean. ``by_twins``: the a of both streams, NaN where no block has a twin."""
+    if math.isnan(by_twins):
+        # A block without a variance of its own counts by its size.
+        missing = stream.draws - stream.own.draws
+        rest = missing * both.own.per_draw(0.0) if missing else 0.0
+        return (stream.own.squared + rest) / stream.draws**2
+    own, average = (rate.per_draw(_COLLAPSED_OVERHEAD) for rate in (stream.own, both.own_of_twins))
+    share = own / average if average > 0 and not math.isnan(own) else 1.0
+    return share * by_twins * (stream.draws + _OVERHEAD * stream.blocks) / stream.draws**2

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from carv_server.refine import Refinement, StopReason
-from carv_server.sampling.refinement import Block, StoppingRule, Sums, combine
+from carv_server.refine.streams import Refinement, StopReason
+from carv_server.sampling.refinement import StoppingRule
+from carv_server.sampling.streams import Block, Sums, combine
 
 RUNS = 1000
 Float64Array = npt.NDArray[np.float64]

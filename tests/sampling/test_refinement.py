@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from carv_server.refine.streams import Refinement, StopReason
+from carv_server.sampling.plan import REFINE_STREAMS
 from carv_server.sampling.refinement import StoppingRule
 from carv_server.sampling.streams import Block, Sums, combine
 
@@ -170,6 +171,8 @@ def test_blocks_keep_their_bounds_and_the_budget(most: int) -> None:
         assert max(sizes) <= max(64, rule.most // 512) + 1
         count, number, last = count + len(sizes), number + 1, here
     assert count <= 1024, "numbers of blocks name streams of the seed"
+    stage = max(rule.checkpoint(i + 1) - rule.checkpoint(i) for i in range(number))
+    assert 2 * (1024 + len(rule.blocks(stage))) <= len(REFINE_STREAMS), "a last block is below one"
 
 
 @pytest.mark.parametrize(("most", "spent"), [(1, 1), (2, 2), (3, 2), (9, 8), (100, 100)])

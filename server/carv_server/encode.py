@@ -9,7 +9,8 @@ from carv.tensors import encode_tensor
 from carv.v1 import sampling_pb2, teacher_pb2, teacher_service_pb2, tensor_pb2
 from carv_server.estimate import Estimate, VarianceEstimator
 from carv_server.profile import MeasuredProfile
-from carv_server.refine import Refined, StopReason
+from carv_server.refine.call import Refined
+from carv_server.refine.streams import StopReason
 from carv_server.request import RequestLimits
 from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.plan import ControlVariate, NoiseCoupling, Resolved

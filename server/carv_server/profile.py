@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from carv.errors import Reason
-from carv_server.errors import RequestError
 from carv_server.estimate import make_work
 from carv_server.history import DrawHistories, history_key
 from carv_server.job import JobResult
@@ -38,7 +36,6 @@ Int64Array = npt.NDArray[np.int64]
 # Enough that a device finds the next microbatch waiting, little enough that a profile takes a
 # small part in the queue whatever it asks for.
 _EVALUATIONS_IN_FLIGHT = 128
-_BUSY_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -174,14 +171,7 @@ async def _measure(
         request.objective,
         request.seed,
     )
-    while True:
-        try:
-            result = await scheduler.submit(work, deadline)
-            break
-        except RequestError as error:
-            if error.reason is not Reason.QUEUE_FULL or not under_way():
-                raise
-            await asyncio.sleep(error.retry_delay_seconds or _BUSY_SECONDS)
+    result = await scheduler.submit_patiently(work, deadline, under_way)
     assert result.residuals is not None
     residuals = result.residuals.numpy()
     return _Measured(plan, _bin_draws(plan, result, residuals), residuals, work.evaluations)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -117,6 +118,25 @@ class Scheduler:
             # Cancellation of this coroutine has cancelled the future: the job is over.
             if job in self._waiting:
                 self._waiting.remove(job)
+
+    async def submit_patiently(
+        self, work: Work, deadline: float | None, under_way: Callable[[], bool]
+    ) -> JobResult:
+        """As ``submit``, but a full queue is waited for once the call is under way, until its
+        deadline."""
+        while True:
+            try:
+                return await self.submit(work, deadline)
+            except RequestError as error:
+                if error.reason is not Reason.QUEUE_FULL or not under_way():
+                    raise
+                delay = error.retry_delay_seconds or _LEAST_RETRY_SECONDS
+            left = math.inf if deadline is None else deadline - self._clock()
+            await asyncio.sleep(max(0.0, min(delay, left)))
+            if left <= delay:
+                raise RequestError(
+                    Reason.DEADLINE_EXPIRED, "the deadline passed while the queue was full"
+                )
 
     def _admit(self, evaluations: int) -> None:
         if self._stopped:

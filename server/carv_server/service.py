@@ -29,7 +29,7 @@ from carv_server.errors import RequestError, invalid
 from carv_server.estimate import estimate_gradient, predict_noise
 from carv_server.history import DrawHistories
 from carv_server.profile import profile_teacher
-from carv_server.refine import refine_gradient
+from carv_server.refine.call import refine_gradient
 from carv_server.replicas.protocol import Conditioning, Replica
 from carv_server.request import DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
@@ -161,7 +161,9 @@ class TeacherService:
     ) -> AsyncGenerator[pb.RefineGradientResponse]:
         teacher = self._teacher(request.teacher)
         checked = await self._aside(lambda: check_refine(request, self._context(teacher)))
-        refinement = refine_gradient(checked, teacher.scheduler, teacher.histories, call.deadline)
+        refinement = refine_gradient(
+            checked, teacher.scheduler, teacher.histories, call.deadline, self._workers
+        )
         async with aclosing(refinement) as means:
             async for refined in means:
                 yield encode_refined(

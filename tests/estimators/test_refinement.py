@@ -16,13 +16,14 @@ import numpy.typing as npt
 import pytest
 
 from carv_server.job import JobResult
-from carv_server.refine import RenderDraws
+from carv_server.refine.call import RenderDraws
 from carv_server.replicas.forward import evaluate
 from carv_server.replicas.protocol import Work
 from carv_server.request import RefineRequest
 from carv_server.sampling.objective import NamedWeighting
 from carv_server.sampling.plan import NoiseCoupling, Sampling, resolve
 from carv_server.sampling.proposals import Proposal
+from carv_server.sampling.streams import combine
 from carv_server.sampling.timesteps import TimestepSampler
 from tests.estimators.harness import Oracle
 
@@ -93,7 +94,7 @@ def refined(
         await asyncio.gather(*(render.run() for render in call.renders))
 
     asyncio.run(main())
-    parts = [render.combined() for render in call.renders]
+    parts = [combine(*render.used()) for render in call.renders]
     return Refinements(
         np.stack([part.mean for part in parts]) - gradient,
         np.array([part.variance for part in parts]),

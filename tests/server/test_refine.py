@@ -72,7 +72,7 @@ def test_the_target_ends_each_render_by_itself(channel: grpc.Channel, handles: l
 
 @pytest.mark.parametrize(("most", "draws"), [(1, 1), (2, 2), (5, 4), (64, 64), (301, 300)])
 def test_the_draw_budget(channel: grpc.Channel, handles: list[str], most: int, draws: int) -> None:
-    request = refine_request(handles, target_relative_standard_error=1e-9, max_draws=most)
+    request = refine_request(handles, target_relative_standard_error=1e-6, max_draws=most)
     last = replies(channel, request)[-1]
     assert list(last.stop_reasons) == [pb.STOP_REASON_DRAW_BUDGET] * 2
     assert decode_tensor(last.draws).tolist() == [draws] * 2
@@ -84,12 +84,25 @@ def test_the_draw_budget(channel: grpc.Channel, handles: list[str], most: int, d
         assert last.variance_estimator == pb.VARIANCE_ESTIMATOR_UNBIASED
 
 
+def test_a_pair_and_a_single_have_no_unbiased_variance(
+    channel: grpc.Channel, handles: list[str]
+) -> None:
+    for most, estimator in (
+        (6, pb.VARIANCE_ESTIMATOR_CONSERVATIVE),
+        (8, pb.VARIANCE_ESTIMATOR_UNBIASED),
+    ):
+        request = refine_request(handles, max_draws=most)
+        request.sampling.timestep_sampler = sampling_pb2.TIMESTEP_SAMPLER_IID
+        request.sampling.noise_coupling = sampling_pb2.NOISE_COUPLING_ANTITHETIC
+        assert replies(channel, request)[-1].variance_estimator == estimator
+
+
 @pytest.mark.parametrize("bound", ["max_seconds", "deadline"])
 def test_time_ends_it_with_what_there_is(
     channel: grpc.Channel, handles: list[str], bound: str
 ) -> None:
     """Running means meanwhile, at most ten a second, each on more draws than the one before."""
-    request = refine_request(handles, 1, target_relative_standard_error=1e-9)
+    request = refine_request(handles, 1, target_relative_standard_error=1e-6)
     request.max_seconds = 0.6 if bound == "max_seconds" else 0.0
     begun = time.monotonic()
     data = stream(channel, "RefineGradient", request, 30.0 if bound == "max_seconds" else 0.8)
@@ -105,12 +118,14 @@ def test_time_ends_it_with_what_there_is(
     assert list(means[0].stop_reasons) == [pb.STOP_REASON_UNSPECIFIED]
 
 
-def test_a_gradient_of_zero_goes_to_its_budget(channel: grpc.Channel, handles: list[str]) -> None:
-    request = refine_request(handles, target_relative_standard_error=0.1, max_draws=40)
+def test_a_gradient_of_zero_is_soon_believed(channel: grpc.Channel, handles: list[str]) -> None:
+    request = refine_request(handles, target_relative_standard_error=0.1)
     for branch in request.objective.branches:
         branch.coefficient.constant = 0.0
     last = replies(channel, request)[-1]
-    assert list(last.stop_reasons) == [pb.STOP_REASON_DRAW_BUDGET] * 2
+    assert list(last.stop_reasons) == [pb.STOP_REASON_TARGET] * 2
+    assert decode_tensor(last.draws).tolist() == [48] * 2
+    assert not decode_tensor(last.noise_variance).any()
 
 
 # The same seed, the same answer; and the answer is the gradient.
@@ -163,6 +178,10 @@ BAD: dict[str, tuple[Change, str]] = {
     "no bound": (lambda r: r.ClearField("max_draws"), "target_relative_standard_error"),
     "negative target": (
         lambda r: setattr(r, "target_relative_standard_error", -0.1),
+        "target_relative_standard_error",
+    ),
+    "tiny target": (
+        lambda r: setattr(r, "target_relative_standard_error", 1e-100),
         "target_relative_standard_error",
     ),
     "nan target": (
@@ -246,7 +265,7 @@ class SlowTeacher(Wrapped):
 def test_a_client_that_leaves_drops_its_rows() -> None:
     async def main() -> None:
         async with running(SlowTeacher()) as (server, channel):
-            call = await _start(channel, renders=16, target_relative_standard_error=1e-9)
+            call = await _start(channel, renders=16, target_relative_standard_error=1e-6)
             await call.read()
             assert server._served["mixture"].scheduler.waiting_evaluations > 0
             call.cancel()
@@ -258,7 +277,7 @@ def test_a_client_that_leaves_drops_its_rows() -> None:
 def test_when_time_runs_out_what_is_in_flight_is_dropped() -> None:
     async def main() -> None:
         async with running(SlowTeacher()) as (server, channel):
-            call = await _start(channel, target_relative_standard_error=1e-9, max_seconds=0.5)
+            call = await _start(channel, target_relative_standard_error=1e-6, max_seconds=0.5)
             last = [pb.RefineGradientResponse.FromString(piece) async for piece in call][-1]
             assert last.stop_reasons[0] == pb.STOP_REASON_TIME_BUDGET
             await _drained(server)
@@ -284,7 +303,7 @@ def test_a_result_that_is_not_finite_fails_the_call() -> None:
     async def main() -> None:
         teacher = FaultyTeacher(nan_at=500, raise_at=-1)
         async with running(teacher) as (server, channel):
-            call = await _start(channel, target_relative_standard_error=1e-9)
+            call = await _start(channel, target_relative_standard_error=1e-6)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 async for _ in call:
                     pass
@@ -300,7 +319,7 @@ def test_estimates_pass_between_the_blocks_of_many_renders() -> None:
 
     async def main() -> None:
         async with running(oracle_teacher()) as (_, channel):
-            endless = await _start(channel, renders=64, target_relative_standard_error=1e-9)
+            endless = await _start(channel, renders=64, target_relative_standard_error=1e-6)
             await endless.read()
             request = estimate_request([await create_async(channel)], renders=1, draws=8)
             begun = time.monotonic()

@@ -192,6 +192,39 @@ def test_rows_past_their_deadline_are_dropped_before_a_forward() -> None:
     asyncio.run(scenario())
 
 
+def test_a_full_queue_is_waited_for_once_a_call_is_under_way_and_until_its_deadline() -> None:
+    async def scenario() -> None:
+        teacher = GatedTeacher()
+        teacher.gate.set()
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1) as executor:
+            config = SchedulerConfig(evaluation_budget=4, max_waiting_evaluations=4)
+            scheduler = Scheduler([InProcessReplica(teacher, executor)], config, loop.time)
+            ahead = asyncio.create_task(scheduler.submit(_work(LONG), None))
+            await asyncio.sleep(0)
+
+            async def reason(seconds: float, under_way: bool) -> Reason:
+                deadline = loop.time() + seconds
+                with pytest.raises(RequestError) as caught:
+                    await scheduler.submit_patiently(_work(SHORT), deadline, lambda: under_way)
+                return caught.value.reason
+
+            assert await reason(60.0, under_way=False) is Reason.QUEUE_FULL
+            begun = loop.time()
+            assert await reason(0.2, under_way=True) is Reason.DEADLINE_EXPIRED
+            assert 0.2 <= loop.time() - begun < 5.0
+            patient = asyncio.create_task(
+                scheduler.submit_patiently(_work(SHORT), loop.time() + 60.0, lambda: True)
+            )
+            await asyncio.sleep(0)
+            scheduler.start()
+            await asyncio.gather(ahead, patient)
+            await scheduler.stop()
+        assert teacher.forwards == [[LONG] * 4, [SHORT] * 4]
+
+    asyncio.run(scenario())
+
+
 def _work(timestep: int) -> Work:
     """Four draws of one render, one branch."""
     zeros = torch.zeros(4, dtype=torch.int64)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from carv_server.bench.laboratory import Laboratory
 from carv_server.estimate import Estimate, estimate_gradient
 from carv_server.history import DrawHistories, HistoryConfig, history_key
-from carv_server.refine import Refined, refine_gradient
+from carv_server.refine.call import Refined, refine_gradient
 from carv_server.replicas.inprocess import InProcessReplica
 from carv_server.replicas.protocol import Branch
 from carv_server.request import DrawSpec, EstimateRequest, RefineRequest

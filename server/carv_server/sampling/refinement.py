@@ -12,7 +12,8 @@ fixed size. The blocks of the fixed row are functions of their stream's randomne
 N_A is a function of B's randomness alone. Hence E m_A(N_A) = sum_n P(N_A = n) E m_A(n) = g: no
 selection, no term in 1/n. Likewise for B, and (m_A + m_B) / 2 has mean g exactly. Weights by size
 would depend on both streams, and unequal sizes cost the equal weights a term of second order only.
-It also holds that each stream's own variance estimate is not selected by its end.
+Each stream's own variance estimate is not selected by its end either; that by twins, which rests
+on both streams, is. ``sampling.streams.combine`` says what is made of that.
 
 Not so with the obvious rules. A stream that ends on its own draws ends early where these happen to
 look good. Cross-stopping without a fixed row leaks: A's first draws would set the size of
@@ -25,15 +26,11 @@ standard error reached scatters around the target by some per cent, and is state
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
+from carv_server.sampling.streams import COLLAPSED_OVERHEAD, OVERHEAD, Sums
 
-__all__ = ["Block", "Combined", "Ending", "StoppingRule", "combine"]
-
-Float64Array = npt.NDArray[np.float64]
+__all__ = ["Ending", "StoppingRule"]
 
 _FIRST_DRAWS = 12
 _GROWTH = 2.0
@@ -41,55 +38,9 @@ _LEAST_BLOCK = 4
 # A need so near the next checkpoint ends there: both streams then mostly end alike, and no block
 # is made for the other's sake alone.
 _SNAP_DOWN, _SNAP_UP = 1.1, 0.85
-# K W(K) = a (1 + b / K) falls towards a as strata shrink and pairs come closer: b as measured for
-# adjacent antithetic strata, and as collapsed strata see it, which are conservative at small K.
-# Only the number of draws rests on these.
-_OVERHEAD, _COLLAPSED_OVERHEAD = 1.4, 4.5
 _LARGEST_BLOCK = 64
+_LARGEST_PENULTIMATE = 2.0 / 3.0  # of the budget
 _MOST_BLOCKS = 512
-
-
-@dataclass(frozen=True)
-class Block:
-    """One plan of draws of one stream, evaluated.
-
-    Attributes:
-        mean: float64 [D].
-        variance: estimate of tr Cov of ``mean`` from this stream alone, conservative under
-            strata; NaN where there is none.
-        twin_variance: the same from the differences to the other stream's block in each stratum,
-            unbiased (two draws in a stratum: Cochran 1977, Section 5.12); NaN where the other
-            stream has no such block.
-    """
-
-    draws: int
-    mean: Float64Array
-    variance: float
-    twin_variance: float = math.nan
-
-
-@dataclass(frozen=True)
-class Combined:
-    """Both streams together.
-
-    Attributes:
-        mean: float64 [D].
-        variance: estimate of tr Cov of ``mean``; NaN for a single draw.
-        by_spread: whether ``variance`` rests on single streams' own variances, which under strata
-            are conservative.
-    """
-
-    draws: int
-    mean: Float64Array
-    variance: float
-    by_spread: bool
-
-    @property
-    def relative_standard_error(self) -> float:
-        """sqrt(variance) / ||g||, the square of the norm less the noise in it; infinite where
-        that is not above zero."""
-        signal = float(self.mean @ self.mean) - self.variance  # NaN compares false
-        return math.sqrt(self.variance / signal) if signal > 0 else math.inf
 
 
 @dataclass(frozen=True)
@@ -120,10 +71,16 @@ class StoppingRule:
     stratified: bool = True
 
     def checkpoint(self, number: int) -> int:
-        """n_number, draws of a stream; n_0 = 0."""
+        """n_number, draws of a stream; n_0 = 0.
+
+        None is between 2/3 of ``most`` and ``most``. A stream whose end is known walks for the
+        other's sake at most to the checkpoint n before ``most``; its last block takes less than
+        a stage, hence n / 2, or fits below ``most`` by itself: both together fit the budget.
+        """
         if number == 0:
             return 0
-        return min(self.most, round(_FIRST_DRAWS * _GROWTH ** min(number - 1, 64)))
+        draws = round(_FIRST_DRAWS * _GROWTH ** min(number - 1, 64))
+        return draws if draws <= _LARGEST_PENULTIMATE * self.most else self.most
 
     def blocks(self, draws: int) -> list[int]:
         """Cut into blocks of a bounded size, so that a mean moves on while a long stage runs and
@@ -132,15 +89,17 @@ class StoppingRule:
         size = 2 * math.ceil(draws / (2 * count))
         return [min(size, draws - start) for start in range(0, draws, size)]
 
-    def ending(self, other: Sequence[Block], number: int) -> Ending | None:
+    def ending(self, other: Sums, number: int) -> Ending | None:
         """The end of a stream, from the other one's blocks up to a checkpoint; None: look again
         at the next one.
 
         Args:
-            other: blocks of the other stream that make up its first n_number draws.
+            other: the blocks of the other stream that make up its first n_number draws. Where
+                n_number is ``most`` they may be those up to the checkpoint before: the end is there
+                anyway, and only ``capped`` is asked for.
         """
         here, following = self.checkpoint(number), self.checkpoint(number + 1)
-        if self._reached(other, here):
+        if self._reached(other, number):
             return Ending(number, 0, capped=False)
         if here == self.most:
             return Ending(number, 0, capped=True)
@@ -153,86 +112,36 @@ class StoppingRule:
             return None if following == self.most else Ending(number + 1, 0, capped=False)
         return Ending(number, extra, capped=False)
 
-    def _reached(self, other: Sequence[Block], here: int) -> bool:
+    def _reached(self, other: Sums, number: int) -> bool:
         if not self.target > 0:
             return False
+        here = self.checkpoint(number)
         per_draw, signal = self._moments(other)
-        variance = per_draw * (here + self._overhead * len(other)) / here**2
+        if per_draw == 0.0 and signal == 0.0:
+            # All draws are zero: those of two checkpoints are believed.
+            return number >= 2
+        variance = per_draw * (here + self._overhead * other.blocks) / here**2
         return signal > 0 and variance / 2.0 <= _SNAP_DOWN * self.target**2 * signal
 
-    def _needed(self, other: Sequence[Block]) -> float:
+    def _needed(self, other: Sums) -> float:
         """The N that solves a (N + b (blocks + 1)) / N^2 / 2 = target^2 ||g||^2."""
         per_draw, signal = self._moments(other)
         allowed = 2.0 * self.target**2 * signal
         if not (allowed > 0 and per_draw < math.inf):
             return math.inf
         half = per_draw / (2.0 * allowed)
-        return half + math.sqrt(half**2 + 2.0 * half * self._overhead * (len(other) + 1))
+        # In this order, since half may be anything up to infinity.
+        return half + math.sqrt(half) * math.sqrt(half + 2.0 * self._overhead * (other.blocks + 1))
 
-    def _moments(self, blocks: Sequence[Block]) -> tuple[float, float]:
+    def _moments(self, blocks: Sums) -> tuple[float, float]:
         """a, and ||g||^2 without the noise in it; (inf, -inf) where no block has a variance."""
-        seen = _COLLAPSED_OVERHEAD if self.stratified else 0.0
-        per_draw = _per_draw([(block.draws, block.variance) for block in blocks], seen)
+        per_draw = blocks.own.per_draw(COLLAPSED_OVERHEAD if self.stratified else 0.0)
         if math.isnan(per_draw):
             return math.inf, -math.inf
-        mean, draws = _mean(blocks)
-        noise = per_draw * (draws + self._overhead * len(blocks)) / draws**2
+        mean, draws = blocks.mean, blocks.draws
+        noise = per_draw * (draws + self._overhead * blocks.blocks) / draws**2
         return per_draw, float(mean @ mean) - noise
 
     @property
     def _overhead(self) -> float:
-        return _OVERHEAD if self.stratified else 0.0
-
-
-def _mean(blocks: Sequence[Block]) -> tuple[Float64Array, int]:
-    draws = sum(block.draws for block in blocks)
-    total = np.sum([block.draws * block.mean for block in blocks], axis=0)
-    return total / draws, draws
-
-
-def combine(first: Sequence[Block], second: Sequence[Block]) -> Combined:
-    """(m_A + m_B) / 2 with its variance, or the one stream that has any blocks.
-
-    The variance of a block is that by twins where it has one; else what the blocks with twins say
-    of one of its size; and only without any twins its own.
-    """
-    streams = [blocks for blocks in (first, second) if blocks]
-    every = [block for blocks in streams for block in blocks]
-    by_twins = _per_draw([(block.draws, block.twin_variance) for block in every], _OVERHEAD)
-    by_spread = _per_draw([(block.draws, block.variance) for block in every], 0.0)
-
-    def squared_error(block: Block) -> float:
-        """Variance of the sum over a block's draws."""
-        if not math.isnan(block.twin_variance):
-            return block.draws**2 * block.twin_variance
-        if not math.isnan(by_twins):
-            return (block.draws + _OVERHEAD) * by_twins
-        if not math.isnan(block.variance):
-            return block.draws**2 * block.variance
-        return block.draws * by_spread
-
-    means = [_mean(blocks)[0] for blocks in streams]
-    sizes = [sum(block.draws for block in blocks) for blocks in streams]
-    variance = (
-        sum(
-            sum(squared_error(block) for block in blocks) / size**2
-            for blocks, size in zip(streams, sizes, strict=True)
-        )
-        / len(streams) ** 2
-    )
-    spread = math.isnan(by_twins) and not math.isnan(variance)
-    if math.isnan(variance) and len(streams) == 2:
-        # The streams are independent with one mean: unbiased, if rough.
-        difference = means[0] - means[1]
-        variance = float(difference @ difference) / 4.0
-    return Combined(sum(sizes), np.mean(means, axis=0), variance, spread)
-
-
-def _per_draw(variances: Sequence[tuple[int, float]], overhead: float) -> float:
-    """The a of W(n) = a (1 + overhead / n) / n from pairs (n, W(n)); NaN where none is known."""
-    known = [(draws, value) for draws, value in variances if not math.isnan(value)]
-    if not known:
-        return math.nan
-    return sum(draws**2 * value for draws, value in known) / sum(
-        draws + overhead for draws, _ in known
-    )
+        return OVERHEAD if self.stratified else 0.0

@@ -12,7 +12,8 @@ from carv_server.validation.subject import RequestContext, check_reply, check_su
 
 __all__ = ["check_refine"]
 
-_LARGEST_TARGET = 1e3
+# Float32 gradients are not known to less.
+_LEAST_TARGET, _LARGEST_TARGET = 1e-6, 1e3
 _FLOAT32_BYTES = 4
 # Noise indices and jitter of every block are streams of the seed, of which there are 4096.
 _MOST_DRAWS = 1 << 19
@@ -35,9 +36,10 @@ def check_refine(message: pb.RefineGradientRequest, context: RequestContext) -> 
     if objective is not None and sampling is not None:
         check_weighting(sampling, objective, violations)
     target, seconds = message.target_relative_standard_error, message.max_seconds
-    if not 0.0 <= target <= _LARGEST_TARGET:
+    if not (target == 0.0 or _LEAST_TARGET <= target <= _LARGEST_TARGET):
         violations.add(
-            "target_relative_standard_error", f"{target}; must be in 0 .. {_LARGEST_TARGET:g}"
+            "target_relative_standard_error",
+            f"{target}; must be 0 or in {_LEAST_TARGET:g} .. {_LARGEST_TARGET:g}",
         )
     if not (seconds >= 0.0 and math.isfinite(seconds)):
         violations.add("max_seconds", f"{seconds}; must be finite and at least 0")

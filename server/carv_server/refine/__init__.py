@@ -1,0 +1,1 @@
+"""RefineGradient: the streams of a render, their blocks, and the call."""

@@ -122,6 +122,7 @@ def test_a_gradient_of_zero_is_soon_believed(channel: grpc.Channel, handles: lis
     request = refine_request(handles, target_relative_standard_error=0.1)
     for branch in request.objective.branches:
         branch.coefficient.constant = 0.0
+    request.objective.noise_coefficient.constant = 0.0
     last = replies(channel, request)[-1]
     assert list(last.stop_reasons) == [pb.STOP_REASON_TARGET] * 2
     assert decode_tensor(last.draws).tolist() == [48] * 2
@@ -166,7 +167,7 @@ def test_a_refinement_teaches_the_history_it_names(client: TeacherClient) -> Non
     x, conditioning = latents(1), client.create_conditioning(class_id=1)
     history = "taught by a refinement"
     last = list(client.refine_gradient(x, conditioning, max_draws=32, history=history))[-1]
-    assert last.proposal == "weight", "there was no past"
+    assert last.proposal == "prior", "there was no past"
     after = client.estimate_gradient(x, conditioning, draws=4, history=history)
     assert after.proposal == "adaptive"
     assert after.past_draws == pytest.approx(32.0, rel=0.1)

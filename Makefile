@@ -22,7 +22,8 @@ export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-statistics lint check format proto proto-check variance bench teacher clean
+.PHONY: help demo test test-statistics lint check format proto proto-check variance convergence \
+	bench teacher clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -58,6 +59,9 @@ proto-check: $(PROTO_VENV)/.ready ## fail if the committed stubs differ from the
 
 variance: $(VENV)/.demo ## variance benchmark, about 35 minutes (ARGS="--quick" for two)
 	$(VENV)/bin/carv bench variance $(ARGS)
+
+convergence: $(VENV)/.demo ## plain SDS and CARV at equal compute, 3 prompts and 5 seeds, 25 minutes
+	$(VENV)/bin/carv bench convergence $(ARGS)
 
 bench: $(VENV)/.dev ## serving benchmark: ratios within one run
 	$(PY) -m benchmarks.serving $(ARGS)

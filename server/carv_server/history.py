@@ -117,18 +117,19 @@ class DrawHistories:
         return None if entry is None else past_on_grid(entry.statistics, self._schedule)
 
     def record(
-        self, key: HistoryKey, seed: int, timesteps: Int64Array, residuals: Float64Array
+        self, key: HistoryKey, seed: int | None, timesteps: Int64Array, residuals: Float64Array
     ) -> None:
         """Add the draws of an answered request; not where its seed is forgotten by now, since a
         repeat would then be planned on them.
 
         Args:
-            seed: as recalled before the draws were planned.
+            seed: as recalled before the draws were planned; None for draws of streams that are
+                never planned on a past, a profile's.
             timesteps: int64 [n].
             residuals: float64 [n, 3]: ||h||^2, <h, eps> and ||eps||^2 of each draw.
         """
-        entry = self._entries.get(key)
-        if entry is None or seed not in entry.seeds:
+        entry = self._entry(key)
+        if seed is not None and seed not in entry.seeds:
             return
         entry.statistics = record_draws(
             entry.statistics, self._schedule, timesteps, residuals, self._config.memory_draws

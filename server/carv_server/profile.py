@@ -88,9 +88,6 @@ async def profile_teacher(
     use_reference = [branch.use_reference for branch in request.branches]
     key = history_key(objective, use_reference, request.history)
     past = histories.look(key)
-    if request.warm:
-        # A later request with this seed is planned on what came before the profile.
-        histories.recall(key, request.seed)
     adaptive = (
         None if past is None else adaptive_table(objective, past.root_second_moment, past.draws)
     )
@@ -129,7 +126,7 @@ async def profile_teacher(
     if request.warm:
         histories.record(
             key,
-            request.seed,
+            None,
             np.concatenate([timesteps for timesteps, _ in records]),
             np.concatenate([residuals for _, residuals in records]),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from carv_server.demo.compute import ComputeMeter
+from carv_server.demo.compute import ComputeMeter, PricedMeter
 
 
 class Clock:
@@ -81,3 +81,13 @@ def test_an_iteration_that_fails_is_not_booked() -> None:
     with pytest.raises(RuntimeError), meter.iteration():
         raise RuntimeError("the server is gone")
     assert meter.iterations == 0 and meter.upstream == 0.0
+
+
+def test_set_prices_charge_the_same_whatever_the_clock_says() -> None:
+    meter = PricedMeter(1.0, upstream_price=0.06, draw_price=0.01, draws=4)
+    while not meter.exhausted:
+        with meter.iteration():
+            meter.request(wall=5.0, compute=3.0)
+    assert meter.price == pytest.approx(0.1)
+    assert meter.iterations == 10 and meter.spent == pytest.approx(1.0)
+    assert (meter.upstream, meter.denoise) == pytest.approx((0.6, 0.4))

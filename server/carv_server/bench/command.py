@@ -68,15 +68,20 @@ def _register_convergence(
         "convergence",
         help="plain SDS and CARV at equal compute, over prompts and seeds",
         description="Optimises fields with plain SDS and with CARV at the same measured compute, "
-        "over prompts and seeds, and writes score against compute with error bands. Timings are "
-        "measured: leave the machine alone meanwhile.",
+        "over prompts and seeds, and writes score against compute with error bands. The costs of "
+        "a render and of a draw are measured first.",
         epilog="Exit codes: 0 done, 1 the server failed, 2 an argument that cannot be used, 130 "
         "interrupted: the runs done by then are in convergence.csv.",
     )
     add = parser.add_argument
     add("--prompt", action="append", dest="prompts", help="repeatable (default: three of them)")
     add("--seeds", type=_positive, default=5, help="runs of each method and prompt (default: 5)")
-    add("--budget-seconds", type=_positive, default=20, help="compute of one run (default: 20)")
+    add(
+        "--iterations",
+        type=_positive,
+        default=220,
+        help="iterations of a plain run; CARV gets as many as cost the same (default: 220)",
+    )
     add("--threads", type=_positive, default=1, help="CPU threads of renderer and server")
     add("--output", type=Path, default=Path("out/bench/convergence"), help="folder to write to")
     add("--docs", type=Path, help="also write convergence.md and its figure to this folder")
@@ -109,7 +114,7 @@ def _run_convergence(arguments: argparse.Namespace) -> int:
     plan = Convergence(
         prompts=prompts,
         seeds=arguments.seeds,
-        budget=float(arguments.budget_seconds),
+        iterations=arguments.iterations,
         threads=arguments.threads,
         output=arguments.output,
         documents=arguments.docs,

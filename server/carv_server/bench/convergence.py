@@ -1,9 +1,10 @@
 """Convergence over prompts and seeds: plain SDS against CARV at equal measured compute.
 
-The demo's experiment (``carv_server.demo``) for several prompts, pooled. A curve is the mean of
-runs interpolated to common seconds of compute; its band is one standard error over runs. The
-saving is the share of the compute at which CARV's mean reaches the baseline's last mean, with an
-interval by bootstrap over seeds within prompts.
+The demo's experiment (``carv_server.demo``) for several prompts, pooled. An iteration costs
+c_up + K c_den seconds, both measured first, so that all runs are charged alike. A curve is the
+mean of runs interpolated to common seconds of compute; its band is one standard error over runs.
+The saving is the share of the compute from which on CARV's mean stays above the baseline's last
+mean, with an interval by bootstrap over seeds within prompts.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from matplotlib import pyplot
 
 from carv_client import TeacherClient
 from carv_server.bench.tables import Origin
+from carv_server.demo.cameras import View
+from carv_server.demo.compute import PricedMeter
 from carv_server.demo.convention import embedded_folder, read_convention
 from carv_server.demo.encoder import ImageEncoder
 from carv_server.demo.experiment import METHODS, held_out_views
@@ -44,9 +47,11 @@ SCORES = {
     "probability": "posterior of the prompt, held-out views",
     "margin": "margin to the next prompt",
 }
-_LOOKS = 10
+_LOOKS = 9
 _LOOK_SECONDS = 1.0
-_WARM_UP_SECONDS = 2.0
+_ITERATION_SECONDS = 0.08  # expected, for the progress bar
+_PRICE_SECONDS = 2.0
+_PRICE_ROUNDS = 4
 _BOOTSTRAPS = 1000
 _COLOURS = {BASELINE.name: "#b5541c", CARV.name: "#1f5fa8"}
 
@@ -73,13 +78,21 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Prices:
+    """Seconds upstream of one render, and of one draw of it."""
+
+    upstream: float
+    draw: float
+
+
+@dataclass(frozen=True)
 class Convergence:
     """What to run and where to write."""
 
     prompts: Sequence[str]
     seeds: int
-    budget: float
-    """Seconds of compute of one run."""
+    iterations: int
+    """Of the baseline; CARV gets as many as cost the same."""
     threads: int
     output: Path
     documents: Path | None
@@ -91,10 +104,12 @@ def run_convergence(plan: Convergence) -> dict[str, Any]:
     """Runs everything; writes convergence.csv, convergence.json, convergence.md and
     images/convergence.png. Interrupted, it leaves the runs done so far in convergence.csv."""
     torch.set_num_threads(plan.threads)
-    settings = Settings(budget=plan.budget, checkpoints=_LOOKS)
+    settings = Settings(budget=plan.iterations * _ITERATION_SECONDS, checkpoints=_LOOKS)
     runs = len(plan.prompts) * plan.seeds * len(METHODS)
-    work = runs * (plan.budget + _LOOKS * _LOOK_SECONDS) + len(METHODS) * _WARM_UP_SECONDS
+    work = runs * (settings.budget + _LOOKS * _LOOK_SECONDS)
+    work += _PRICE_ROUNDS * len(METHODS) * _PRICE_SECONDS
     traces: list[Trace] = []
+    prices = Prices(0.0, 0.0)
     with (
         Progress(work) as progress,
         running_server(plan.output / "server.log", threads=plan.threads) as server,
@@ -107,16 +122,21 @@ def run_convergence(plan: Convergence) -> dict[str, Any]:
             studio = Studio.open(client, convention, encoder, prompt)
             classifier = Classifier(studio, views)
             if index == 0:
-                progress.stage("warming up")
-                short = replace(settings, budget=_WARM_UP_SECONDS, checkpoints=2)
-                for method in METHODS:
-                    # A seed of its own, and so a history: no measured run starts warm.
-                    optimise(studio, method, plan.seeds, short, views[:1], progress.advance)
+                progress.stage("measuring costs")
+                prices = _measure_prices(studio, settings, plan.seeds, views, progress)
+                budget = plan.iterations * (prices.upstream + BASELINE.draws * prices.draw)
+                settings = replace(settings, budget=budget)
             # Methods take turns within a seed, so that a machine that slows down slows both.
             for seed in range(plan.seeds):
                 for method in METHODS:
                     progress.stage(f"{prompt}: seed {seed + 1} of {plan.seeds}, {method.label}")
-                    run = optimise(studio, method, seed, settings, views, progress.advance)
+                    meter = PricedMeter(
+                        settings.budget,
+                        upstream_price=prices.upstream,
+                        draw_price=prices.draw,
+                        draws=method.draws,
+                    )
+                    run = optimise(studio, method, seed, settings, views, progress.advance, meter)
                     scores = [classifier.score(look.latents.numpy()) for look in run.looks]
                     progress.advance(_LOOKS * _LOOK_SECONDS)
                     traces.append(
@@ -130,7 +150,7 @@ def run_convergence(plan: Convergence) -> dict[str, Any]:
                         )
                     )
                     _write_traces(traces, plan)
-    result = _result(traces, plan)
+    result = _result(traces, plan, prices)
     (plan.output / "convergence.json").write_text(json.dumps(_plain(result), indent=2) + "\n")
     text = _page(result, plan)
     for folder in filter(None, (plan.output, plan.documents)):
@@ -198,7 +218,29 @@ def saving_interval(
     return float(low), float(high)
 
 
-def _result(traces: Sequence[Trace], plan: Convergence) -> dict[str, Any]:
+def _measure_prices(
+    studio: Studio,
+    settings: Settings,
+    seed: int,
+    views: Sequence[View],
+    progress: Progress,
+) -> Prices:
+    """Both costs on this machine, from short runs that take turns; the first warms up."""
+    short = replace(settings, budget=_PRICE_SECONDS, checkpoints=2)
+    upstream: list[float] = []
+    draw: list[float] = []
+    for _ in range(_PRICE_ROUNDS):
+        for method in METHODS:
+            # A seed of its own, and so a history: no measured run starts warm.
+            meter = optimise(studio, method, seed, short, views[:1], progress.advance).meter
+            upstream.append(meter.upstream / meter.iterations)
+            draw.append(meter.denoise / meter.iterations / method.draws)
+    # A draw's cost falls with K, as rows share a forward; the larger K's is charged to both.
+    last = slice(len(METHODS), None)
+    return Prices(float(np.median(upstream[last])), float(np.median(draw[last][1::2])))
+
+
+def _result(traces: Sequence[Trace], plan: Convergence, prices: Prices) -> dict[str, Any]:
     rng: Callable[[], np.random.Generator] = lambda: np.random.default_rng(5)  # noqa: E731
     groups = {"all": list(traces)} | {
         prompt: [t for t in traces if t.prompt == prompt] for prompt in plan.prompts
@@ -206,7 +248,7 @@ def _result(traces: Sequence[Trace], plan: Convergence) -> dict[str, Any]:
     return {
         "origin": asdict(plan.origin),
         "seeds": plan.seeds,
-        "budget_seconds": plan.budget,
+        "prices": asdict(prices),
         "savings": {
             score: {
                 name: {
@@ -288,11 +330,14 @@ def _page(result: Mapping[str, Any], plan: Convergence) -> str:
     lines = [
         "# Convergence at equal compute",
         "",
-        f"{len(plan.prompts)} prompts, {plan.seeds} seeds, {plan.budget:g} s of measured compute "
-        "a run (upstream and denoise). Plain SDS (uniform, independent draws, K = 1) against "
-        f"{CARV.label} with the server's default sampling; both mean one render a step. Bands are "
-        "one standard error over runs; the saving is the share of the compute from which on CARV's "
-        "mean stays above the baseline's last mean, with a 90 % bootstrap interval over seeds.",
+        f"{len(plan.prompts)} prompts, {plan.seeds} seeds. Compute is charged at costs measured "
+        f"first: {1e3 * result['prices']['upstream']:.0f} ms upstream of a render, "
+        f"{1e3 * result['prices']['draw']:.1f} ms a draw. Plain SDS (uniform, independent draws, "
+        f"K = 1) has {plan.iterations} iterations; {CARV.label} with the server's default "
+        f"sampling has as many as cost the same, {result['iterations'][CARV.name]:.0f}. Both "
+        "render once a step. Bands are one standard error over runs; the saving is the share of "
+        "the compute from which on CARV's mean stays above the baseline's last mean, with a 90 % "
+        "bootstrap interval over seeds.",
         "",
         "![score against compute](images/convergence.png)",
         "",

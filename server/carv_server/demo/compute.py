@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-__all__ = ["ComputeMeter"]
+__all__ = ["ComputeMeter", "PricedMeter"]
 
 _RECENT = 8
 
@@ -82,3 +82,30 @@ class ComputeMeter:
             "denoise_seconds": self.denoise / count,
             "overhead_seconds": self.overhead / count,
         }
+
+
+@dataclass
+class PricedMeter(ComputeMeter):
+    """Compute at set prices in place of the clock's: each iteration costs ``upstream_price``
+    seconds, and ``draw_price`` for each of its ``draws``. So a run has the same length whatever
+    else the machine does; the prices are measured beforehand."""
+
+    upstream_price: float = 0.0
+    draw_price: float = 0.0
+    draws: int = 1
+
+    @property
+    def price(self) -> float:
+        """Seconds of one iteration."""
+        return self.upstream_price + self.draws * self.draw_price
+
+    @contextmanager
+    def iteration(self) -> Iterator[None]:
+        yield
+        self.upstream += self.upstream_price
+        self.iterations += 1
+        self._recent.append(self.price)
+
+    def request(self, wall: float, compute: float) -> None:
+        self.denoise += self.draws * self.draw_price
+        self.overhead += max(0.0, wall - compute)

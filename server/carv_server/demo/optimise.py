@@ -96,6 +96,7 @@ def optimise(
     settings: Settings,
     held_out: Sequence[View],
     progress: Callable[[float], None],
+    meter: ComputeMeter | None = None,
 ) -> Run:
     """Optimises a field until its measured compute is within half an iteration of the budget.
 
@@ -103,14 +104,15 @@ def optimise(
     latents (K draws) and takes one Adam step. The same ``seed`` gives both methods the same
     cameras and the same first field; the number of iterations depends on this machine's speed.
     ``progress`` is called with the compute seconds of each iteration. Looks at the held-out
-    views are not charged; the last one is at the end, wherever that falls.
+    views are not charged; the last one is at the end, wherever that falls. ``meter`` replaces the
+    one by this machine's clock; its budget is that of ``settings``.
     """
     rng = np.random.default_rng(seed)
     jitter = torch.Generator().manual_seed(seed)
     views = random_views(rng, studio.convention.elevation, studio.convention.distances)
     field = VoxelField(settings.field)
     optimiser = torch.optim.Adam(field.parameters(), lr=settings.rate(0.0), betas=settings.betas)
-    meter = ComputeMeter(settings.budget)
+    meter = meter or ComputeMeter(settings.budget)
     history = f"{method.name}, seed {seed}: {studio.prompt}"[:_HISTORY_CHARACTERS]
     due = settings.looks()
     looks: list[Look] = []

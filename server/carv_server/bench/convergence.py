@@ -285,7 +285,7 @@ def _plain(value: Any) -> Any:
 def _write_traces(traces: Sequence[Trace], plan: Convergence) -> None:
     with (plan.output / "convergence.csv").open("w", newline="", encoding="utf-8") as file:
         file.write(f"# {plan.origin.line()}\n")
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["prompt", "method", "seed", "iterations", "compute_seconds", *SCORES])
         for trace in traces:
             for i, seconds in enumerate(trace.compute):

@@ -67,7 +67,7 @@ def write_table(table: Table, folder: Path, origin: Origin) -> None:
     with (folder / f"{table.name}.csv").open("w", newline="", encoding="utf-8") as file:
         for line in (table.title, origin.line()):
             file.write(f"# {line}\n")
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_spread(table, list(table.columns), header=True))
         for row in table.rows:
             writer.writerow(_spread(table, row, header=False))

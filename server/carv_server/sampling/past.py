@@ -18,7 +18,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from carv_server.sampling.schedule import Schedule
+from carv_server.sampling.schedule import Schedule, bounded_log_snr
 
 __all__ = ["BINS", "DrawStatistics", "Past", "empty_statistics", "past_on_grid", "record_draws"]
 
@@ -26,7 +26,6 @@ Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
 BINS = 32
-_LOG_SNR_LIMIT = 12.0  # beyond it z_t is the latents or the noise, to float precision
 _BANDWIDTH = 1.5  # of the smoothing over bins, in bins
 _SMOOTH_DRAWS = 4.0  # a bin's own mean counts as its draws against so many of its neighbourhood
 _FLAT_DRAWS = 1.0  # and the neighbourhood's against so many of the mean over all bins
@@ -144,7 +143,7 @@ def _kernel() -> Float64Array:
 def _bin_position(schedule: Schedule) -> Float64Array:
     """Where each timestep lies among the bins' centres, float64 [N]; bins are of equal width
     over the schedule's range of log-SNR."""
-    log_snr = np.clip(schedule.log_snr, -_LOG_SNR_LIMIT, _LOG_SNR_LIMIT)
+    log_snr = bounded_log_snr(schedule.log_snr)
     low, high = float(log_snr.min()), float(log_snr.max())
     width = (high - low) / BINS or 1.0
     return (log_snr - low) / width - 0.5

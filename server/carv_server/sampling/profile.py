@@ -30,6 +30,7 @@ import numpy.typing as npt
 from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.plan import PROFILE_STREAMS, DrawPlan
 from carv_server.sampling.proposals import inverse_cdf, proportional_table, weight_table
+from carv_server.sampling.schedule import bounded_log_snr
 from carv_server.sampling.timesteps import TimestepSampler, place_points
 
 __all__ = [
@@ -46,7 +47,6 @@ __all__ = [
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
-_LOG_SNR_LIMIT = 12.0  # beyond it z_t is the latents or the noise, to float precision
 _STREAM_INDICES = 1 << 20
 
 
@@ -83,7 +83,7 @@ def timestep_bins(log_snr: Float64Array, prior: Float64Array, bins: int) -> list
     """
     support = np.flatnonzero(prior)
     count = min(bins, len(support))
-    clipped = np.clip(log_snr, -_LOG_SNR_LIMIT, _LOG_SNR_LIMIT)
+    clipped = bounded_log_snr(log_snr)
     # Should a schedule not be monotone, bins still are neighbours in t.
     position = np.maximum.accumulate(-clipped[support])
     span = float(position[-1] - position[0])

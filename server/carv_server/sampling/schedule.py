@@ -8,9 +8,17 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Schedule", "ScheduleKind", "discrete_schedule", "flow_schedule"]
+__all__ = [
+    "Schedule",
+    "ScheduleKind",
+    "bounded_log_snr",
+    "discrete_schedule",
+    "flow_schedule",
+]
 
 Float64Array = npt.NDArray[np.float64]
+
+_LOG_SNR_LIMIT = 12.0  # beyond it z_t is the latents or the noise, to float precision
 
 
 class ScheduleKind(Enum):
@@ -48,6 +56,11 @@ class Schedule:
         """log(alpha^2 / sigma^2), float64 [N]; -inf at zero terminal SNR."""
         with np.errstate(divide="ignore"):
             return 2.0 * (np.log(self.alpha) - np.log(self.sigma))
+
+
+def bounded_log_snr(log_snr: Float64Array) -> Float64Array:
+    """Log-SNR to lay bins over: finite at zero terminal SNR too."""
+    return np.clip(log_snr, -_LOG_SNR_LIMIT, _LOG_SNR_LIMIT)
 
 
 def discrete_schedule(alphas_cumprod: npt.ArrayLike) -> Schedule:

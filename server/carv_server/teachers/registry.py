@@ -4,6 +4,7 @@ ids, never paths."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from carv_server.teachers.analytic import MIXTURE_FILE, load_analytic
 from carv_server.teachers.folder import TeacherFolderError, open_folder
 from carv_server.teachers.protocol import Teacher
+from carv_server.teachers.simulated import SIMULATED_FILE, load_simulated
 
 __all__ = ["EMBEDDED", "TeacherRegistration", "load_teacher", "parse_registration"]
 
@@ -25,7 +27,7 @@ class TeacherRegistration:
 
     Attributes:
         id: the name that clients use.
-        folder: diffusers layout, or a folder with ``mixture.json``.
+        folder: diffusers layout, or a folder with ``mixture.json`` or ``simulated.json``.
         null_class: class id of the unconditional input of a class-conditional model.
     """
 
@@ -66,13 +68,9 @@ def load_teacher(
     """
     folder = registration.folder
     if (folder / MIXTURE_FILE).is_file():
-        _refuse_null_class(registration)
-        try:
-            return load_analytic(folder, device)
-        except TeacherFolderError:
-            raise
-        except (ValueError, TypeError) as error:
-            raise TeacherFolderError(f"{folder / MIXTURE_FILE}: {error}") from None
+        return _from_file(registration, MIXTURE_FILE, lambda: load_analytic(folder, device))
+    if (folder / SIMULATED_FILE).is_file():
+        return _from_file(registration, SIMULATED_FILE, lambda: load_simulated(folder))
     model = open_folder(folder)
     # Imported late: diffusers and transformers take seconds, and an analytic teacher needs
     # neither.
@@ -93,6 +91,19 @@ def load_teacher(
                 f"{folder}: unet is {found or 'missing'}; served are UNet2DConditionModel "
                 "(Stable Diffusion layout) and UNet2DModel (DDPM layout)"
             )
+
+
+def _from_file(
+    registration: TeacherRegistration, file: str, load: Callable[[], Teacher]
+) -> Teacher:
+    """A teacher that one JSON file describes."""
+    _refuse_null_class(registration)
+    try:
+        return load()
+    except TeacherFolderError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise TeacherFolderError(f"{registration.folder / file}: {error}") from None
 
 
 def _refuse_null_class(registration: TeacherRegistration) -> None:

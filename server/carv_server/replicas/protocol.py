@@ -17,6 +17,7 @@ __all__ = [
     "MicrobatchResult",
     "NonFiniteDraw",
     "Replica",
+    "ReplicaLost",
     "Work",
     "WorkResult",
 ]
@@ -124,6 +125,11 @@ class MicrobatchResult:
     seconds: float
 
 
+class ReplicaLost(Exception):
+    """The replica is gone and so is its microbatch, of which nothing was counted: the same draws
+    may run elsewhere."""
+
+
 class Replica(Protocol):
     """One teacher on one device."""
 
@@ -145,5 +151,9 @@ class Replica(Protocol):
         ...
 
     async def run(self, works: Sequence[Work]) -> MicrobatchResult:
-        """Evaluate one microbatch; the works' conditionings share one signature."""
+        """Evaluate one microbatch; the works' conditionings share one signature.
+
+        Raises:
+            ReplicaLost: the process or the device is gone.
+        """
         ...

@@ -82,6 +82,14 @@ def _register_convergence(
         default=220,
         help="iterations of a plain run; CARV gets as many as cost the same (default: 220)",
     )
+    add("--draws", type=_positive, default=4, help="CARV's K (default: 4)")
+    add(
+        "--learning-rate",
+        type=_above_zero,
+        default=0.05,
+        help="of Adam at the start; it falls to a tenth (default: 0.05)",
+    )
+    add("--guidance-scale", type=_above_zero, default=7.5, help="of both methods (default: 7.5)")
     add("--threads", type=_positive, default=1, help="CPU threads of renderer and server")
     add("--output", type=Path, default=Path("out/bench/convergence"), help="folder to write to")
     add("--docs", type=Path, help="also write convergence.md and its figure to this folder")
@@ -115,6 +123,9 @@ def _run_convergence(arguments: argparse.Namespace) -> int:
         prompts=prompts,
         seeds=arguments.seeds,
         iterations=arguments.iterations,
+        draws=arguments.draws,
+        learning_rate=arguments.learning_rate,
+        guidance_scale=arguments.guidance_scale,
         threads=arguments.threads,
         output=arguments.output,
         documents=arguments.docs,
@@ -183,6 +194,16 @@ def _positive(text: str) -> int:
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def _minutes(text: str) -> float:

@@ -130,8 +130,8 @@ def convergence_page(result: Mapping[str, Any], run: RunSettings) -> str:
         "# Convergence at equal compute",
         "",
         f"{len(run.prompts)} prompts, {run.seeds} seeds, guidance {settings.guidance_scale:g}, "
-        f"Adam at {settings.learning_rate:g} falling to {settings.final_learning_rate:g}. Compute is "
-        f"charged at costs measured first: {1e3 * run.prices.upstream:.0f} ms upstream of a "
+        f"Adam at {settings.learning_rate:g} falling to {settings.final_learning_rate:g}. Compute "
+        f"is charged at costs measured first: {1e3 * run.prices.upstream:.0f} ms upstream of a "
         f"render, {1e3 * run.prices.draw:.1f} ms a draw. Plain SDS (uniform, independent draws, "
         f"K = 1) has {run.iterations} iterations; CARV, K = {run.draws} with the server's default "
         f"sampling has as many as cost the same, {result['iterations'][CARV.name]:.0f}. Both "

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from carv_server.bench.cells import Cell, Measured, mean_of
+from carv_server.bench.direct import Effort, measure_resolved
 from carv_server.bench.figures import Curve, plot_curves
 from carv_server.bench.headline_section import at_most
-from carv_server.bench.kernels import Kernels, Measurer, measurer, strata_variance
-from carv_server.bench.methods import guided_objective
+from carv_server.bench.methods import OURS, guided_objective
 from carv_server.bench.serving import Chain
 from carv_server.bench.session import Session, Target
 from carv_server.bench.settings import WARM_DRAWS
@@ -32,11 +32,12 @@ def measure_refinement(session: Session) -> None:
     table = Table(
         "refine",
         f"RefineGradient at a relative standard error of {_TARGET:.0%}",
-        "Runs of one render each, from a warm history. Draws are the mean of those spent, the "
-        "oracle's are the least fixed even K of the server's default whose true relative standard "
-        "error meets the target, by quadrature. True error is sqrt(tr Cov over runs) / ||g||, "
-        "which a client cannot know; stated error is the root mean square of what the answers "
-        "say. Kept is the true error over the target.",
+        "Runs of one render each, from a warm history. Draws are the mean of those spent; the "
+        "oracle's are the fixed K of the server's default, planned on the same past, whose true "
+        "relative standard error meets the target, from as many replicates at about the mean "
+        "spent. True error is sqrt(tr Cov over runs) / ||g||, which a client cannot know; stated "
+        "error is the root mean square of what the answers say. Kept is the true error over the "
+        "target.",
         (
             "prompt", "state", "runs", "draws", "oracle K", "draws / oracle", "true error, %",
             "stated error, %", "true² / stated²", "kept",
@@ -63,10 +64,11 @@ def measure_refinement(session: Session) -> None:
         session.say(f"refining: {state.name}")
         answers = session.server.refine(chain, _TARGET, _MOST, session.seeds.take(runs))
         spent = _mean([float(answer.draws_spent) for answer in answers])
-        oracle = _oracle(session, state)
-        ratio = spent.over(oracle)
         cell = Cell()
         cell.add(np.stack([answer.gradient.reshape(-1) for answer in answers]).astype(float))
+        nearby = 2 * round(spent.value / 2)
+        oracle = _oracle(session, state, chain, nearby, cell, runs)
+        ratio = spent.over(oracle)
         true = relative_error(cell)
         stated = [float(answer.relative_standard_error[0]) for answer in answers]
         said = _root(_mean([error**2 for error in stated]))
@@ -146,30 +148,22 @@ def relative_error(cell: Cell) -> Measured:
     return Measured(value, value * variance.relative / 2)
 
 
-def oracle_draws(kernels: Kernels, target: float) -> float:
-    """Least even K at which ``ours`` meets the target, linear between neighbouring K so that a
-    jackknife sees small changes."""
-
-    def excess(draws: int) -> float:
-        variance = strata_variance(kernels, kernels.learned(), draws, antithetic=True)
-        return variance / (target**2 * kernels.squared_gradient)
-
-    low, high = 2, 2
-    while excess(high) > 1.0 and high < _MOST:
-        low, high = high, high * 2
-    while high - low > 2:
-        middle = (low + high) // 4 * 2
-        low, high = (middle, high) if excess(middle) > 1.0 else (low, middle)
-    above, below = excess(low), excess(high)
-    if above <= 1.0 or above == below:
-        return float(low)
-    return low + (high - low) * (above - 1.0) / (above - below)
+def oracle_draws(
+    draws: int, variance: Measured, squared_gradient: float, target: float
+) -> Measured:
+    """The K at which a plan of fixed size meets the target, from its variance at a K nearby:
+    W falls as 1/K, but for 1.4/K of itself."""
+    return variance.scaled(draws / (target**2 * squared_gradient))
 
 
-def _oracle(session: Session, state: State) -> Measured:
-    objective = guided_objective(session.laboratory.schedule, _GUIDANCE)
-    measure: Measurer = measurer(session.bank(state), objective)
-    return measure(lambda kernels: oracle_draws(kernels, _TARGET))
+def _oracle(
+    session: Session, state: State, chain: Chain, draws: int, cell: Cell, runs: int
+) -> Measured:
+    past, effort = session.server.past(chain), Effort(0.0, runs)
+    variance = measure_resolved(
+        session.laboratory, state, OURS, chain.objective, past, draws, effort, session.seeds
+    )
+    return oracle_draws(draws, variance, cell.squared_mean, _TARGET)
 
 
 def _mean(values: list[float]) -> Measured:

@@ -118,13 +118,14 @@ class LiveServer:
             await asyncio.gather(*(follow(chain) for chain in chains))
 
         self._runner.run(follow_all())
-        pasts: list[Past] = []
-        for chain in chains:
-            key = history_key(chain.objective, [False, False], chain.label)
-            past = self._histories.recall(key, _FRESH_SEED)
-            assert past is not None
-            pasts.append(past)
-        return pasts
+        return [self.past(chain) for chain in chains]
+
+    def past(self, chain: Chain) -> Past:
+        """What the run's history says now. Requires requests of it."""
+        key = history_key(chain.objective, [False, False], chain.label)
+        past = self._histories.recall(key, _FRESH_SEED)
+        assert past is not None
+        return past
 
     def refine(
         self,

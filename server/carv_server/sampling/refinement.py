@@ -32,7 +32,7 @@ from carv_server.sampling.streams import COLLAPSED_OVERHEAD, OVERHEAD, Sums
 
 __all__ = ["Ending", "StoppingRule"]
 
-_FIRST_DRAWS = 12
+_FIRST_DRAWS = 16
 _GROWTH = 2.0
 _LEAST_BLOCK = 4
 # A need so near the next checkpoint ends there: both streams then mostly end alike, and no block

@@ -124,13 +124,13 @@ def blocks(sizes: Sequence[int], mean: float, per_draw: float) -> Sums:
 def test_an_end_is_where_the_other_stream_predicts_it() -> None:
     """a / (2 N) = target^2 ||g||^2 with a = 2 and g = 1 (its noise taken off): N = 1 / target^2."""
     rule = lambda target: StoppingRule(target, 10_000, stratified=False)  # noqa: E731
-    mean = math.sqrt(1.0 + 2.0 / 12)
-    seen = blocks([12], mean, 2.0)
-    assert rule(0.1).ending(seen, 1) is None, "100 is far beyond the next checkpoint, 24"
-    end = rule(1 / math.sqrt(18)).ending(seen, 1)
+    mean = math.sqrt(1.0 + 2.0 / 16)
+    seen = blocks([16], mean, 2.0)
+    assert rule(0.1).ending(seen, 1) is None, "100 is far beyond the next checkpoint, 32"
+    end = rule(1 / math.sqrt(21.9)).ending(seen, 1)
     assert end is not None and (end.checkpoint, end.extra, end.capped) == (1, 6, False)
-    end = rule(1 / math.sqrt(25)).ending(seen, 1)
-    assert end is not None and (end.checkpoint, end.extra) == (2, 0), "nearly 24: all of stage 2"
+    end = rule(1 / math.sqrt(33)).ending(seen, 1)
+    assert end is not None and (end.checkpoint, end.extra) == (2, 0), "nearly 32: all of stage 2"
     end = rule(0.5).ending(seen, 1)
     assert end is not None and (end.checkpoint, end.extra) == (1, 0)
 
@@ -138,25 +138,25 @@ def test_an_end_is_where_the_other_stream_predicts_it() -> None:
 @pytest.mark.parametrize("target", [1e-6, 1e-100, 1e-200, 5e-324])
 def test_any_target_above_zero_is_only_far_away(target: float) -> None:
     rule = StoppingRule(target, 10_000)
-    assert rule.ending(blocks([12], 1e-100, 1e300), 1) is None
-    assert rule.ending(blocks([12], 2.0, 2.0), 1) is None
+    assert rule.ending(blocks([16], 1e-100, 1e300), 1) is None
+    assert rule.ending(blocks([16], 2.0, 2.0), 1) is None
 
 
 def test_without_a_signal_the_budget_ends() -> None:
-    rule = StoppingRule(0.1, 30, stratified=False)
-    nothing = blocks([12], 0.0, 1.0)
-    assert [rule.checkpoint(number) for number in range(5)] == [0, 12, 30, 30, 30]
+    rule = StoppingRule(0.1, 40, stratified=False)
+    nothing = blocks([16], 0.0, 1.0)
+    assert [rule.checkpoint(number) for number in range(5)] == [0, 16, 40, 40, 40]
     assert rule.ending(nothing, 1) is None
-    end = rule.ending(blocks([12, 18], 0.0, 1.0), 2)
+    end = rule.ending(blocks([16, 24], 0.0, 1.0), 2)
     assert end is not None and end.capped
 
 
 def test_draws_that_are_all_zero_end_at_the_second_checkpoint() -> None:
     rule = StoppingRule(0.1, 10_000)
-    assert rule.ending(blocks([12], 0.0, 0.0), 1) is None
-    end = rule.ending(blocks([12, 12], 0.0, 0.0), 2)
+    assert rule.ending(blocks([16], 0.0, 0.0), 1) is None
+    end = rule.ending(blocks([16, 16], 0.0, 0.0), 2)
     assert end is not None and (end.checkpoint, end.extra, end.capped) == (2, 0, False)
-    assert StoppingRule(0.0, 10_000).ending(blocks([12, 12], 0.0, 0.0), 2) is None, "no target"
+    assert StoppingRule(0.0, 10_000).ending(blocks([16, 16], 0.0, 0.0), 2) is None, "no target"
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 7, 24, 25, 100, 1001, 1 << 19])

@@ -125,7 +125,7 @@ def test_a_gradient_of_zero_is_soon_believed(channel: grpc.Channel, handles: lis
     request.objective.noise_coefficient.constant = 0.0
     last = replies(channel, request)[-1]
     assert list(last.stop_reasons) == [pb.STOP_REASON_TARGET] * 2
-    assert decode_tensor(last.draws).tolist() == [48] * 2
+    assert decode_tensor(last.draws).tolist() == [64] * 2
     assert not decode_tensor(last.noise_variance).any()
 
 

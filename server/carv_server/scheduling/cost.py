@@ -18,8 +18,9 @@ class CostModel:
     3 % with each one after it.
 
     Microbatches of one size alone do not tell launch from rows: the slope then stays as it
-    was, and at first all time is taken for the rows'. The first microbatch warms the device up and
-    is left out.
+    was. At first half of the time is taken for the launch's: whoever plans by that makes
+    microbatches of other sizes, which tell. The first microbatch warms the device up and is left
+    out.
     """
 
     def __init__(self) -> None:
@@ -52,7 +53,7 @@ class CostModel:
         if self.known:
             seconds = min(seconds, _LARGEST_SURPRISE * self.seconds(rows))
         if self._weight == 0.0:
-            self._row_seconds = seconds / rows
+            self._row_seconds = 0.5 * seconds / rows
         self._weight = _FORGETTING * self._weight + 1.0
         delta_rows, delta_seconds = rows - self._mean_rows, seconds - self._mean_seconds
         self._mean_rows += delta_rows / self._weight

@@ -28,16 +28,21 @@ def hold_seconds(
 ) -> float:
     """How much longer to wait; 0: start now.
 
-    Started now, a microbatch of w evaluations gives w / (launch + w row) evaluations a second.
-    With those that arrive within h seconds it gives w' / (h + launch + w' row), w' at most the
-    budget. The h of the highest rate is taken, if it is at most ``most_seconds`` and the gain is
-    worth it. Where that is 0, as without a cost of launching, nothing is waited for.
+    Started now, w evaluations run, and the e that arrive meanwhile, the budget at most, go next:
+    (w + e) / (2 launch + (w + e) row) evaluations a second. Held for h seconds, w' run at once,
+    those that arrive by then included: w' / (h + launch + w' row). The h of the highest rate is
+    taken, if it is at most ``most_seconds`` and the gain is worth it. Where that is 0, as without a
+    cost of launching, nothing is waited for.
     """
-    if most_seconds <= 0.0:
+    if most_seconds <= 0.0 or waiting >= budget:
         return 0.0
-    best = (1.0 + _LEAST_GAIN) * waiting / (launch_seconds + waiting * row_seconds)
+    arrivals = sorted(expected)
+    first = launch_seconds + waiting * row_seconds
+    coming = min(budget, sum(e.evaluations for e in arrivals if e.seconds <= first))
+    rows = waiting + coming
+    best = (1.0 + _LEAST_GAIN) * rows / (2.0 * launch_seconds + rows * row_seconds)
     hold, rows = 0.0, waiting
-    for seconds, evaluations in sorted(expected):
+    for seconds, evaluations in arrivals:
         if rows >= budget or seconds > most_seconds:
             break
         rows = min(budget, rows + evaluations)

@@ -40,6 +40,9 @@ class _Caller:
         late = self.gap + _LATE_DEVIATIONS * self.deviation + _LATE_SECONDS
         return min(_HORIZON_SECONDS, late)
 
+    def steady(self, most_deviation: float) -> bool:
+        return self.returns >= _RELIABLE and self.deviation <= most_deviation
+
     def returned(self, gap: float) -> None:
         if self.returns == 0.0:
             self.gap, self.deviation = gap, gap / 2.0
@@ -85,14 +88,15 @@ class ReturnForecast:
         if not known.answers:
             self._open.pop(caller, None)
 
-    def expected(self, now: float) -> list[Expected]:
-        """Requests of reliable callers that are due, in no order."""
+    def expected(self, now: float, most_deviation: float) -> list[Expected]:
+        """Requests that are due, in no order, of reliable callers whose gaps deviate from their
+        mean by so many seconds at most, on average."""
         found: list[Expected] = []
         for caller, known in list(self._open.items()):
             self._give_up(known, now)
             if not known.answers:
                 del self._open[caller]
-            elif known.returns >= _RELIABLE:
+            elif known.steady(most_deviation):
                 due = known.gap + known.deviation - now
                 found += [
                     Expected(max(_SOON_SECONDS, answer + due), round(known.evaluations))
@@ -100,13 +104,13 @@ class ReturnForecast:
                 ]
         return found
 
-    def after_answers(self, callers: Iterable[Hashable]) -> list[Expected]:
+    def after_answers(self, callers: Iterable[Hashable], most_deviation: float) -> list[Expected]:
         """As ``expected``, for callers that would be answered now."""
         known = [self._callers.get(caller) for caller in callers]
         return [
             Expected(each.gap + each.deviation, round(each.evaluations))
             for each in known
-            if each is not None and each.returns >= _RELIABLE
+            if each is not None and each.steady(most_deviation)
         ]
 
     def _give_up(self, known: _Caller, now: float) -> None:

@@ -39,6 +39,8 @@ _TIMER_SECONDS = 0.001
 _LARGEST_LEAD = 0.5
 # A microbatch late by this share of its time stalls: no telling when the device will be free.
 _STALLED = 0.25
+# Callers are waited for whose returns scatter by this share of the longest hold at most.
+_STEADY = 0.5
 # Parts of a request on idle replicas should save this share of a launch, or one replica takes it.
 _LEAST_SPREAD_GAIN = 0.25
 
@@ -169,8 +171,8 @@ class ReplicaWorker:
             return 0.0
         # A partial one is bound now only if it would not be held once the device is free.
         callers = [(job.tenant, job.terms.caller) for job in last.answers()]
-        expected = [*floor.forecast.expected(now), *floor.forecast.after_answers(callers)]
-        return math.inf if self._hold_seconds(waiting, expected, 0.0) > 0.0 else 0.0
+        expected = floor.forecast.after_answers(callers, self._most_hold * _STEADY)
+        return math.inf if self._hold_seconds(now, waiting, expected, 0.0) > 0.0 else 0.0
 
     def _hold(self, now: float, waiting: int) -> float:
         """How much longer a microbatch should wait on this idle device."""
@@ -182,20 +184,29 @@ class ReplicaWorker:
         ):
             return 0.0
         since = now if self._held_since is None else self._held_since
-        hold = self._hold_seconds(waiting, floor.forecast.expected(now), now - since)
+        hold = self._hold_seconds(now, waiting, [], now - since)
         if hold > 0.0:
             self._held_since = since
         return hold
 
-    def _hold_seconds(self, waiting: int, expected: Sequence[Expected], held: float) -> float:
-        config, launch = self._floor.config, self._cost.launch_seconds
+    @property
+    def _most_hold(self) -> float:
+        return self._floor.config.hold_fraction * self._cost.launch_seconds
+
+    def _hold_seconds(
+        self, now: float, waiting: int, more: Sequence[Expected], held: float
+    ) -> float:
+        """``more``: expected beside those whose callers have their answers."""
+        most = self._most_hold
+        if most <= held:
+            return 0.0
         return hold_seconds(
             waiting,
-            config.evaluation_budget,
-            launch,
+            self._floor.config.evaluation_budget,
+            self._cost.launch_seconds,
             self._cost.row_seconds,
-            expected,
-            config.hold_fraction * launch - held,
+            [*self._floor.forecast.expected(now, most * _STEADY), *more],
+            most - held,
         )
 
     def _budget(self) -> int:

@@ -13,84 +13,18 @@ import argparse
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-import numpy as np
-
-from carv_server.replicas.protocol import MicrobatchResult, Replica, Wanted, Work, WorkResult
-from carv_server.scheduler import Scheduler, SchedulerConfig
-from carv_server.scheduling.snapshot import SchedulerSnapshot
-from carv_server.scheduling.terms import Terms
+from carv_server.replicas.protocol import MicrobatchResult, Wanted, Work, WorkResult
+from carv_server.scheduler import SchedulerConfig
 from carv_server.teachers.simulated import DeviceTiming
-from tests.support.device import TimedReplica, work_of
+from tests.support.device import TimedReplica
+from tests.support.load import Callers, Measured, load
 from tests.support.virtual_time import run_virtually
 
 BUDGET = 8
 TIMING = DeviceTiming(0.006, 0.001)
 # On the way to a device's thread and back, as measured on a quiet machine.
 TRANSIT_SECONDS = 0.0001
-WARM_UP_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Callers:
-    """So many closed-loop callers of one tenant, each with one request in flight.
-
-    ``think_seconds``: mean time from an answer to the next request; uniform within half of it.
-    """
-
-    count: int
-    rows: int = 1
-    tenant: str = ""
-    think_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Of each group: evaluations a second, and latencies in seconds."""
-
-    rates: list[float]
-    latencies: list[list[float]]
-    snapshot: SchedulerSnapshot
-
-    def share(self, index: int = 0) -> float:
-        return self.rates[index] * TIMING.seconds(BUDGET) / BUDGET
-
-    def quantile(self, q: float, index: int = 0) -> float:
-        return float(np.quantile(self.latencies[index], q))
-
-
-async def load(
-    replicas: Sequence[Replica], config: SchedulerConfig, groups: Sequence[Callers], seconds: float
-) -> Measured:
-    """Run all callers for a while; what begins within the warm-up is not counted."""
-    loop = asyncio.get_running_loop()
-    scheduler = Scheduler(replicas, config, loop.time)
-    begin = loop.time() + WARM_UP_SECONDS
-    end = begin + seconds
-    latencies: list[list[float]] = [[] for _ in groups]
-
-    async def call(index: int, number: int) -> None:
-        group = groups[index]
-        work, think = work_of(group.rows), group.think_seconds
-        rng = np.random.default_rng([index, number])
-        terms = Terms(tenant=group.tenant, caller=f"{index}/{number}")
-        while (started := loop.time()) < end:
-            await scheduler.submit(work, terms)
-            if begin <= started and loop.time() <= end:
-                latencies[index].append(loop.time() - started)
-            if think:
-                await asyncio.sleep(think * rng.uniform(0.5, 1.5))
-
-    scheduler.start()
-    calls = [call(i, n) for i, group in enumerate(groups) for n in range(group.count)]
-    await asyncio.gather(*calls)
-    snapshot = scheduler.snapshot()
-    await scheduler.stop()
-    rates = [
-        len(found) * group.rows / seconds for found, group in zip(latencies, groups, strict=True)
-    ]
-    return Measured(rates, latencies, snapshot)
 
 
 def simulated(groups: Sequence[Callers], seconds: float, hold_fraction: float = 0.75) -> Measured:
@@ -107,7 +41,7 @@ def closed_loop(seconds: float) -> None:
             row = f"| {count} | {1e3 * think:g} |"
             for hold in (0.75, 0.0):
                 found = simulated([Callers(count, think_seconds=think)], seconds, hold)
-                row += f" {found.share():.3f} | {_quantiles(found)} |"
+                row += f" {found.share(TIMING, BUDGET):.3f} | {_quantiles(found)} |"
             print(row, flush=True)
 
 
@@ -125,7 +59,7 @@ def tenants(seconds: float) -> None:
             beside = "64 callers of 4 rows" if len(groups) > 1 else "nobody"
             print(
                 f"| {quiet.count} callers of {quiet.rows}, {1e3 * quiet.think_seconds:g} ms | "
-                f"{beside} | {found.share():.3f} | {_quantiles(found)} |",
+                f"{beside} | {found.share(TIMING, BUDGET):.3f} | {_quantiles(found)} |",
                 flush=True,
             )
 

@@ -22,6 +22,8 @@ __all__ = ["FairQueue", "Queued", "Waiting"]
 _ROUNDS_IN_A_MICROBATCH = 8
 # Requests whose next cell does not fit into what is left of a microbatch.
 _MOST_PASSED_OVER = 8
+# Tag of what goes ahead of all rounds.
+_AHEAD = -float(1 << 50)
 # Entries of requests that have left are swept out once they outnumber the others by this.
 _SLACK = 64
 
@@ -101,12 +103,13 @@ class _Lane(Generic[J]):
     """Requests of one tenant and one signature.
 
     ``share``: evaluations that each of its requests would have had so far, served equally.
-    ``turn``: when it was served last, so that lanes of one tenant alternate; unique.
+    ``turn``: decides between lanes whose tenants were served alike. A tenant that has just come
+    goes first; then it is the lane that was served longest ago. Unique.
     """
 
     __slots__ = ("heap", "live", "name", "share", "tenant", "turn")
 
-    def __init__(self, name: tuple[str, Hashable], tenant: _Tenant, turn: int) -> None:
+    def __init__(self, name: tuple[str, Hashable], tenant: _Tenant, turn: tuple[bool, int]) -> None:
         self.name = name
         self.tenant = tenant
         self.turn = turn
@@ -115,7 +118,7 @@ class _Lane(Generic[J]):
         self.share = 0.0
 
 
-_LaneKey = tuple[float, int, _Lane[J]]
+_LaneKey = tuple[float, tuple[bool, int], _Lane[J]]
 
 
 class FairQueue(Generic[J]):
@@ -170,19 +173,14 @@ class FairQueue(Generic[J]):
         return list(self._entries)
 
     def push(self, job: J, *, ahead: bool = False) -> None:
-        """Add a request, or count what came back of one that is here.
+        """Add a request that is not here.
 
         Args:
             ahead: of its tenant's others of equal priority.
         """
-        entry = self._entries.get(job)
-        if entry is not None:
-            self._count(job.tenant, 0, job.waiting_evaluations - entry.evaluations)
-            entry.evaluations = job.waiting_evaluations
-            return
         self._sequence += 1
         lane = self._lane(job.tenant, job.signature)
-        entry = _Entry(job, lane, self._sequence, -1.0 if ahead else lane.share)
+        entry = _Entry(job, lane, self._sequence, _AHEAD if ahead else lane.share)
         self._entries[job] = entry
         self._count(job.tenant, 1, entry.evaluations)
         lane.live += 1
@@ -223,7 +221,7 @@ class FairQueue(Generic[J]):
             left = self._fill(lane, left, most, claimed)
         for lane in visited:
             self._sequence += 1
-            lane.turn = self._sequence
+            lane.turn = (True, self._sequence)
             if lane.live:
                 heappush(group, (lane.tenant.served, lane.turn, lane))
             else:
@@ -310,7 +308,8 @@ class FairQueue(Generic[J]):
         lane = self._lanes.get(name)
         if lane is None:
             self._sequence += 1
-            lane = self._lanes[name] = _Lane(name, tenant, self._sequence)
+            turn = (tenant.requests > 0, self._sequence)
+            lane = self._lanes[name] = _Lane(name, tenant, turn)
             group = self._groups.setdefault(signature, [])
             heappush(group, (tenant.served, lane.turn, lane))
         return lane

@@ -8,7 +8,7 @@ from typing import NamedTuple
 __all__ = ["Expected", "hold_seconds"]
 
 # Forecasts are rough: what is gained must be more than this share of the rate.
-_LEAST_GAIN = 0.03
+_LEAST_GAIN = 0.05
 
 
 class Expected(NamedTuple):

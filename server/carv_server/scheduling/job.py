@@ -142,6 +142,10 @@ class Job:
         self.waiting_cells += len(cells)
         self.waiting_evaluations += item.work.evaluations
 
+    def isolate(self) -> None:
+        """Share no microbatch from now on. Not while it is in a queue."""
+        self.signature = object()
+
     def ends_with(self, cells: int) -> bool:
         """Whether so many cells are all that is left to deliver."""
         return self._unfinished == cells

@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 _COST_SMOOTHING = 0.1
 # Replicas that may be lost under one slice before its request is taken for the cause.
 _MOST_ATTEMPTS = 3
+# After so many it runs by itself, so that others are not lost with it to the end.
+_ATTEMPTS_IN_COMPANY = 2
 # What handing over and coming back take before they are measured; the event loop's timers are
 # a millisecond coarse.
 _FIRST_OVERHEAD_SECONDS = 0.001
@@ -317,9 +319,13 @@ class ReplicaWorker:
             if item.attempts >= _MOST_ATTEMPTS:
                 item.job.fail(replicas_lost(item.attempts))
                 floor.queue.discard(item.job)
-            else:
-                item.job.give_back(item)
-                floor.queue.push(item.job, ahead=True)
+                continue
+            # Out and in again: what is counted of a job in the queue never changes under it.
+            floor.queue.discard(item.job)
+            item.job.give_back(item)
+            if item.attempts >= _ATTEMPTS_IN_COMPANY:
+                item.job.isolate()
+            floor.queue.push(item.job, ahead=True)
         floor.lost(self)
 
     def _measure(self, microbatch: _Microbatch, result: MicrobatchResult) -> None:

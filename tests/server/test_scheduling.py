@@ -130,6 +130,29 @@ def test_cancelled_and_expired_rows_never_reach_the_teacher() -> None:
     asyncio.run(scenario())
 
 
+def test_a_hundred_calls_cancelled_in_the_queue_cost_no_forward() -> None:
+    async def scenario() -> None:
+        teacher = GatedTeacher()
+        async with running(teacher) as (server, channel):
+            handle = await create_async(channel)
+            first = _estimate(channel, _at(LONG, handle, 2))
+            await _entered(teacher)
+            calls = [_estimate(channel, _at(SHORT, handle, 3)) for _ in range(100)]
+            await _queued(server, 300)
+            for call in calls:
+                call.cancel()
+            cancelled = asyncio.get_running_loop().time()
+            await _queued(server, 0)
+            assert asyncio.get_running_loop().time() - cancelled < 1.0
+            scheduler = server._served["mixture"].scheduler
+            assert scheduler.waiting.requests == 0 and scheduler.snapshot().tenants == {}
+            teacher.gate.set()
+            await first
+        assert teacher.forwards == [[LONG] * 2]
+
+    asyncio.run(scenario())
+
+
 def test_a_full_queue_refuses_with_a_delay_and_then_recovers() -> None:
     async def scenario() -> None:
         teacher = GatedTeacher()

@@ -56,7 +56,8 @@ class Reason(StrEnum):
     NON_FINITE_RESULT = "NON_FINITE_RESULT"
     """The teacher returned NaN or infinity on finite input; the message names the draw."""
     REPLICA_FAILED = "REPLICA_FAILED"
-    """The teacher's forward raised, for instance out of device memory."""
+    """The teacher's forward raised, for instance out of device memory, or replicas were lost under
+    the request again and again."""
     INTERNAL = "INTERNAL"
     """A defect of the server."""
 

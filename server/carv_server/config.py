@@ -8,7 +8,7 @@ from carv import DEFAULT_MAX_MESSAGE_BYTES
 from carv_server.conditioning import StoreConfig
 from carv_server.history import HistoryConfig
 from carv_server.request import RequestLimits
-from carv_server.scheduler import SchedulerConfig
+from carv_server.scheduling.config import SchedulerConfig
 from carv_server.teachers.registry import EMBEDDED, TeacherRegistration
 
 __all__ = ["ServerConfig"]

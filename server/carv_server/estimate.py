@@ -20,7 +20,6 @@ import numpy.typing as npt
 import torch
 
 from carv_server.history import DrawHistories, history_key
-from carv_server.job import JobResult
 from carv_server.replicas.protocol import Branch, Work
 from carv_server.request import DrawSpec, EstimateRequest, PredictRequest
 from carv_server.sampling.objective import ObjectiveTables
@@ -33,6 +32,8 @@ from carv_server.sampling.plan import (
 )
 from carv_server.sampling.reduce import Moments, Reduction, estimate_from_moments
 from carv_server.scheduler import Scheduler
+from carv_server.scheduling.job import JobResult
+from carv_server.scheduling.terms import Terms
 
 __all__ = [
     "DrawRecord",
@@ -126,7 +127,7 @@ async def estimate_gradient(
     request: EstimateRequest,
     scheduler: Scheduler,
     histories: DrawHistories,
-    deadline: float | None,
+    terms: Terms,
 ) -> Estimate:
     """Raises RequestError as ``Scheduler.submit``."""
     spec, resolved, key = request.draws, None, None
@@ -146,7 +147,7 @@ async def estimate_gradient(
         ]
     else:
         plans = [spec]
-    parts = await together([_evaluate(request, plan, scheduler, deadline) for plan in plans])
+    parts = await together([_evaluate(request, plan, scheduler, terms) for plan in plans])
     if key is not None:
         for part in parts:
             histories.record(
@@ -169,7 +170,7 @@ async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def _evaluate(
-    request: EstimateRequest, plan: DrawPlan, scheduler: Scheduler, deadline: float | None
+    request: EstimateRequest, plan: DrawPlan, scheduler: Scheduler, terms: Terms
 ) -> _Part:
     work = make_work(
         plan,
@@ -179,7 +180,7 @@ async def _evaluate(
         request.objective,
         request.seed,
     )
-    result = await scheduler.submit(work, deadline)
+    result = await scheduler.submit(work, terms)
     assert result.reduction is not None and result.residuals is not None
     gradient, variance = reduce_moments(result.reduction, plan, request.latents.shape)
     residuals = np.empty((plan.timesteps.size, 3))
@@ -229,15 +230,13 @@ def _merged(
     )
 
 
-async def predict_noise(
-    request: PredictRequest, scheduler: Scheduler, deadline: float | None
-) -> Prediction:
+async def predict_noise(request: PredictRequest, scheduler: Scheduler, terms: Terms) -> Prediction:
     """Raises RequestError as ``Scheduler.submit``."""
     plan = request.plan
     work = make_work(
         plan, request.latents, None, [request.branch], None, request.seed, request.noisy
     )
-    result = await scheduler.submit(work, deadline)
+    result = await scheduler.submit(work, terms)
     assert result.predictions is not None
     flat = np.empty_like(result.predictions.numpy())
     flat[planned_order(plan)] = result.predictions.numpy()

@@ -192,7 +192,7 @@ class Front:
         # None where the client set no deadline, whatever the stubs say.
         remaining: float | None = cast("float | None", context.time_remaining())
         deadline = None if remaining is None else self._clock() + remaining
-        return await self._parse(data, message), Call(started, deadline)
+        return await self._parse(data, message), Call(started, deadline, context.peer())
 
     async def _parse(self, data: bytes, message: type[Message]) -> Message:
         try:

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from carv_server.estimate import make_work
 from carv_server.history import DrawHistories, history_key
-from carv_server.job import JobResult
 from carv_server.request import ProfileRequest
 from carv_server.sampling.plan import DrawPlan
 from carv_server.sampling.profile import (
@@ -27,6 +26,8 @@ from carv_server.sampling.profile import (
 from carv_server.sampling.proposals import adaptive_table
 from carv_server.sampling.schedule import Schedule
 from carv_server.scheduler import Scheduler
+from carv_server.scheduling.job import JobResult
+from carv_server.scheduling.terms import Terms
 
 __all__ = ["MeasuredProfile", "ProfileStep", "profile_teacher"]
 
@@ -77,7 +78,7 @@ async def profile_teacher(
     schedule: Schedule,
     scheduler: Scheduler,
     histories: DrawHistories,
-    deadline: float | None,
+    terms: Terms,
 ) -> AsyncGenerator[ProfileStep]:
     """Yields a step after each bin. Closing the generator drops what still waits.
 
@@ -105,7 +106,7 @@ async def profile_teacher(
             started = len(moments) + len(tasks)
             while started < len(bins) and len(tasks) * cost < _EVALUATIONS_IN_FLIGHT:
                 measuring = _measure(
-                    request, bins[started], started, scheduler, deadline, lambda: bool(moments)
+                    request, bins[started], started, scheduler, terms, lambda: bool(moments)
                 )
                 tasks[asyncio.create_task(measuring)] = started
                 started += 1
@@ -148,7 +149,7 @@ async def _measure(
     where: TimestepBin,
     index: int,
     scheduler: Scheduler,
-    deadline: float | None,
+    terms: Terms,
     under_way: Callable[[], bool],
 ) -> _Measured:
     """Evaluate one bin. ``under_way``: whether a bin of this profile has been measured."""
@@ -168,7 +169,7 @@ async def _measure(
         request.objective,
         request.seed,
     )
-    result = await scheduler.submit_patiently(work, deadline, under_way)
+    result = await scheduler.submit_patiently(work, terms, under_way)
     assert result.residuals is not None
     residuals = result.residuals.numpy()
     return _Measured(plan, _bin_draws(plan, result, residuals), residuals, work.evaluations)

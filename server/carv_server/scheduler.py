@@ -1,272 +1,227 @@
-"""The queue in front of a teacher's replicas: microbatches over requests, within bounds.
+"""The queue in front of a teacher's replicas: bounded, fair, and late to bind rows to a forward.
 
-A microbatch is formed when a replica can take one, never on a timer. It holds rows of as many
-waiting requests as fit its evaluation budget, shared max-min fairly; a long request is cut so
-that short ones pass between. Rows of requests that have expired or whose client has left are
-dropped before the forward.
+    submit → admission → FairQueue → a ReplicaWorker's microbatch → replica → results merge
+
+Microbatches are formed when a replica can take one, never on a fixed timer; parts of a long
+request pass through several of them, on all replicas at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from carv.errors import Reason
 from carv_server.errors import RequestError
-from carv_server.job import Job, JobResult
-from carv_server.packing import fair_shares
-from carv_server.replicas.protocol import MicrobatchResult, Replica, Work, WorkResult
+from carv_server.replicas.protocol import Replica, Work
+from carv_server.scheduling.admission import is_admitted
+from carv_server.scheduling.config import SchedulerConfig
+from carv_server.scheduling.fair_queue import FairQueue, Waiting
+from carv_server.scheduling.job import Job, JobResult
+from carv_server.scheduling.outcomes import drained, expire, expired
+from carv_server.scheduling.returns import ReturnForecast
+from carv_server.scheduling.snapshot import MicrobatchReport, SchedulerSnapshot, Tally
+from carv_server.scheduling.terms import Terms
+from carv_server.scheduling.worker import Floor, ReplicaWorker
 
 __all__ = ["Scheduler", "SchedulerConfig"]
 
-_log = logging.getLogger(__name__)
-
-_COST_SMOOTHING = 0.1
-_LEAST_RETRY_SECONDS = 0.05
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """Bounds of one teacher's queue.
-
-    Attributes:
-        evaluation_budget: evaluations in one microbatch.
-        max_waiting_evaluations: evaluations that may wait; over it, requests are refused.
-        max_waiting_requests: requests that may wait.
-    """
-
-    evaluation_budget: int = 64
-    max_waiting_evaluations: int = 1 << 16
-    max_waiting_requests: int = 1024
-
-
-class _Slice(NamedTuple):
-    job: Job
-    cells: range
-    work: Work
+_LEAST_RETRY_SECONDS, _LARGEST_RETRY_SECONDS = 0.05, 60.0
 
 
 class Scheduler:
     """Serves one teacher's jobs on its replicas. Lives on one event loop.
 
     Args:
-        clock: monotonic seconds.
+        replicas: those there at the start; others may come and go.
+        clock: monotonic seconds, callable in any thread.
+        observe: told of every microbatch that ran, on the event loop.
     """
 
     def __init__(
-        self, replicas: Sequence[Replica], config: SchedulerConfig, clock: Callable[[], float]
+        self,
+        replicas: Sequence[Replica],
+        config: SchedulerConfig,
+        clock: Callable[[], float],
+        observe: Callable[[MicrobatchReport], None] | None = None,
     ) -> None:
-        self._replicas = replicas
         self._config = config
         self._clock = clock
-        self._waiting: list[Job] = []
-        self._arrival = asyncio.Event()
-        self._workers: list[asyncio.Task[None]] = []
-        self._evaluation_seconds = 0.0
-        self._stopped = False
+        self._queue = FairQueue[Job](config.evaluation_budget, config.tenant_weights)
+        self._forecast = ReturnForecast()
+        self._tally = Tally()
+        self._floor = Floor(
+            self._queue, self._forecast, config, clock, self._tally, self._on_lost, observe
+        )
+        self._at_start = list(replicas)
+        self._workers = self._floor.workers
+        self._started = self._stopped = False
+        self._woken = False
 
     @property
     def evaluation_seconds(self) -> float:
         """Smoothed seconds per evaluation; 0 before the first microbatch."""
-        return self._evaluation_seconds
+        return self._tally.evaluation_seconds
+
+    @property
+    def waiting(self) -> Waiting:
+        """What no microbatch has taken yet."""
+        return Waiting(self._queue.requests, self._queue.evaluations)
 
     def now(self) -> float:
         """Reading of the clock that deadlines are on."""
         return self._clock()
 
-    @property
-    def waiting_evaluations(self) -> int:
-        return sum(job.waiting_evaluations for job in self._waiting)
+    def snapshot(self) -> SchedulerSnapshot:
+        tally, budget = self._tally, self._config.evaluation_budget
+        return SchedulerSnapshot(
+            waiting=self.waiting,
+            tenants=self._queue.by_tenant(),
+            replicas=tuple(worker.snapshot() for worker in self._workers),
+            evaluation_seconds=tally.evaluation_seconds,
+            microbatches=tally.microbatches,
+            evaluations=tally.evaluations,
+            mean_fill=tally.evaluations / budget / max(1, tally.microbatches),
+            held_seconds=tally.held_seconds,
+            answered=tally.answered,
+            failed=tally.failed,
+            expired=tally.expired,
+            cancelled=tally.cancelled,
+            refused=tally.refused,
+            lost_microbatches=tally.lost_microbatches,
+        )
 
     def start(self) -> None:
-        for replica in self._replicas:
-            for _ in range(replica.in_flight):
-                self._workers.append(asyncio.create_task(self._work_on(replica)))
+        self._started = True
+        for replica in self._at_start:
+            self.add_replica(replica)
+        self._at_start.clear()
 
     async def stop(self) -> None:
         """End the workers; jobs still waiting, and any that come later, fail with DRAINING."""
         self._stopped = True
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
-        for job in self._waiting:
-            job.fail(RequestError(Reason.DRAINING, "the server has stopped; send it elsewhere"))
-        self._waiting.clear()
+        await asyncio.gather(*(worker.abandon() for worker in self._workers))
+        self._workers.clear()
+        for job in self._queue.jobs():
+            job.fail(drained())
+            self._queue.discard(job)
 
-    async def submit(self, work: Work, deadline: float | None) -> JobResult:
+    def add_replica(self, replica: Replica) -> None:
+        """Give work to one more replica; to one that is here already, no more than before."""
+        if not self._started:
+            self._at_start.append(replica)
+        elif not self._stopped and all(worker.replica is not replica for worker in self._workers):
+            self._workers.append(ReplicaWorker(replica, self._floor))
+            self._wake()
+
+    async def remove_replica(self, replica: Replica) -> None:
+        """Give a replica no more work, and wait for what it runs. One that was lost is gone
+        already."""
+        for worker in [worker for worker in self._workers if worker.replica is replica]:
+            self._workers.remove(worker)
+            await worker.close()
+
+    async def submit(self, work: Work, terms: Terms) -> JobResult:
         """Evaluate a request's draws; resolves when all of them are done.
 
-        Args:
-            deadline: clock reading, or None.
+        Without a replica it waits, until its deadline.
 
         Raises:
             RequestError: QUEUE_FULL, DEADLINE_EXPIRED, NON_FINITE_RESULT, REPLICA_FAILED or
                 DRAINING.
             asyncio.CancelledError: the caller left; its rows are dropped.
         """
-        self._admit(work.evaluations)
-        job = Job(work, submitted=self._clock(), deadline=deadline)
-        self._waiting.append(job)
-        self._arrival.set()
+        now = self._clock()
+        self._admit(work.evaluations, terms, now)
+        loop = asyncio.get_running_loop()
+        job = Job(work, terms, submitted=now, done=loop.create_future())
+        self._forecast.arrived((terms.tenant, terms.caller), work.evaluations, now)
+        self._queue.push(job)
+        self._wake()
+        alarm = None
+        if terms.deadline is not None:
+            alarm = loop.call_later(terms.deadline - now, self._expire, job)
         try:
-            return await job.done
+            result = await job.done
+        except asyncio.CancelledError:
+            # It has cancelled the future, so that nothing of the job is wanted any more.
+            self._tally.cancelled += 1
+            raise
+        except RequestError as error:
+            if error.reason is Reason.DEADLINE_EXPIRED:
+                self._tally.expired += 1
+            else:
+                self._tally.failed += 1
+            raise
         finally:
-            # Cancellation of this coroutine has cancelled the future: the job is over.
-            if job in self._waiting:
-                self._waiting.remove(job)
+            self._queue.discard(job)
+            if alarm is not None:
+                alarm.cancel()
+        self._tally.answered += 1
+        return result
 
     async def submit_patiently(
-        self, work: Work, deadline: float | None, under_way: Callable[[], bool]
+        self, work: Work, terms: Terms, under_way: Callable[[], bool]
     ) -> JobResult:
         """As ``submit``, but a full queue is waited for once the call is under way, until its
         deadline."""
         while True:
             try:
-                return await self.submit(work, deadline)
+                return await self.submit(work, terms)
             except RequestError as error:
                 if error.reason is not Reason.QUEUE_FULL or not under_way():
                     raise
                 delay = error.retry_delay_seconds or _LEAST_RETRY_SECONDS
-            left = math.inf if deadline is None else deadline - self._clock()
+            left = math.inf if terms.deadline is None else terms.deadline - self._clock()
             await asyncio.sleep(max(0.0, min(delay, left)))
             if left <= delay:
                 raise RequestError(
                     Reason.DEADLINE_EXPIRED, "the deadline passed while the queue was full"
                 )
 
-    def _admit(self, evaluations: int) -> None:
+    def _admit(self, evaluations: int, terms: Terms, now: float) -> None:
         if self._stopped:
-            raise RequestError(Reason.DRAINING, "the server has stopped; send it elsewhere")
-        waiting = self.waiting_evaluations
-        config = self._config
-        # An empty queue takes any request, or one above the bound could never run.
-        if not self._waiting or (
-            waiting + evaluations <= config.max_waiting_evaluations
-            and len(self._waiting) < config.max_waiting_requests
-        ):
+            raise drained()
+        if terms.deadline is not None and terms.deadline <= now:
+            self._tally.expired += 1
+            raise expired(0.0, evaluations)
+        config, queue, tenant = self._config, self._queue, terms.tenant
+        total = self.waiting
+        if is_admitted(evaluations, total, queue.waiting(tenant), queue.share(tenant), config):
             return
-        delay = max(_LEAST_RETRY_SECONDS, waiting * self._evaluation_seconds / len(self._replicas))
+        self._tally.refused += 1
+        delay = total.evaluations * self.evaluation_seconds / max(1, len(self._workers))
+        delay = min(max(_LEAST_RETRY_SECONDS, delay), _LARGEST_RETRY_SECONDS)
+        # Counts of its own alone: what other tenants do is not for this one to know.
+        own = queue.waiting(tenant)
         raise RequestError(
             Reason.QUEUE_FULL,
-            f"{waiting} evaluations of {len(self._waiting)} requests are waiting; the limits are "
-            f"{config.max_waiting_evaluations} and {config.max_waiting_requests}; retry after "
-            f"{delay:.2f} s",
+            f"the queue is full, with {own.evaluations} evaluations of {own.requests} requests of "
+            f"yours; the limits are {config.max_waiting_evaluations} and "
+            f"{config.max_waiting_requests} for all together; retry after {delay:.2f} s",
             retry_delay_seconds=delay,
         )
 
-    async def _work_on(self, replica: Replica) -> None:
-        while True:
-            slices = self._form_microbatch()
-            if not slices:
-                self._arrival.clear()
-                await self._arrival.wait()
-                continue
-            try:
-                await self._run(replica, slices)
-            except asyncio.CancelledError:
-                for item in slices:
-                    item.job.fail(RequestError(Reason.DRAINING, "the server has stopped"))
-                raise
-            except Exception:  # noqa: BLE001 - these requests fail, the queue lives on
-                _log.exception("a microbatch's results could not be delivered")
-                for item in slices:
-                    item.job.fail(
-                        RequestError(
-                            Reason.INTERNAL, "a defect of the server; its log has the trace"
-                        )
-                    )
+    def _wake(self) -> None:
+        """Let workers look at the queue once what else is ready on the loop has run: requests that
+        arrive together go together."""
+        if not self._woken:
+            self._woken = True
+            asyncio.get_running_loop().call_soon(self._on_arrivals)
 
-    def _form_microbatch(self) -> list[_Slice]:
-        self._drop_expired()
-        waiting = [job for job in self._waiting if job.waiting_evaluations > 0]
-        if not waiting:
-            return []
-        # Every cell takes at least one evaluation, so neither more jobs nor more cells fit.
-        budget = self._config.evaluation_budget
-        jobs = [job for job in waiting if job.signature == waiting[0].signature][:budget]
-        shares = fair_shares([job.waiting_costs(budget) for job in jobs], budget)
-        now = self._clock()
-        slices = [
-            _Slice(job, *job.take(share, now=now))
-            for job, share in zip(jobs, shares, strict=True)
-            if share > 0
-        ]
-        # Who was served goes behind who was not: with more requests than fit one microbatch,
-        # every request still moves on, in order of arrival.
-        served = {id(item.job) for item in slices}
-        self._waiting = [job for job in self._waiting if id(job) not in served] + [
-            item.job for item in slices if item.job.waiting_evaluations > 0
-        ]
-        return slices
+    def _on_arrivals(self) -> None:
+        self._woken = False
+        for worker in list(self._workers):
+            worker.on_arrival()
 
-    def _drop_expired(self) -> None:
-        self._expire(self._waiting)
-        self._waiting = [job for job in self._waiting if not job.over]
+    def _expire(self, job: Job) -> None:
+        now, deadline = self._clock(), job.terms.deadline
+        expire(job, now)
+        if not job.over and deadline is not None:  # the loop's clock is a little ahead
+            asyncio.get_running_loop().call_later(deadline - now, self._expire, job)
 
-    def _expire(self, jobs: Sequence[Job]) -> None:
-        now = self._clock()
-        for job in jobs:
-            if job.deadline is not None and job.deadline <= now:
-                job.fail(
-                    RequestError(
-                        Reason.DEADLINE_EXPIRED,
-                        f"the deadline passed {now - job.submitted:.3f} s after admission; "
-                        f"{job.waiting_evaluations} evaluations were not computed",
-                    )
-                )
-
-    async def _run(self, replica: Replica, slices: Sequence[_Slice]) -> None:
-        try:
-            microbatch = await replica.run([item.work for item in slices])
-        except Exception as error:  # noqa: BLE001 - whatever a teacher raises fails its request
-            if len(slices) > 1:
-                # One request's rows must not fail the others': each runs alone.
-                _log.warning("microbatch of %d requests failed, one by one now", len(slices))
-                for item in slices:
-                    self._expire([item.job])
-                    if not item.job.over:  # its client may have left meanwhile
-                        await self._run(replica, [item])
-                return
-            _log.exception("forward failed")
-            slices[0].job.fail(
-                RequestError(
-                    Reason.REPLICA_FAILED,
-                    f"the teacher's forward raised {type(error).__name__}; the server's log has "
-                    "the trace",
-                )
-            )
-            return
-        self._deliver(slices, microbatch)
-
-    def _deliver(self, slices: Sequence[_Slice], microbatch: MicrobatchResult) -> None:
-        evaluations = sum(item.work.evaluations for item in slices)
-        cost = microbatch.seconds / evaluations
-        first = self._evaluation_seconds == 0.0
-        self._evaluation_seconds += (1.0 if first else _COST_SMOOTHING) * (
-            cost - self._evaluation_seconds
-        )
-        for item, result in zip(slices, microbatch.results, strict=True):
-            if result.failure is not None:
-                item.job.fail(_non_finite(item.work, result))
-            else:
-                item.job.deliver(item.cells, result, cost * item.work.evaluations)
-
-
-def _non_finite(work: Work, result: WorkResult) -> RequestError:
-    draw = result.failure
-    assert draw is not None
-    return RequestError(
-        Reason.NON_FINITE_RESULT,
-        f"the teacher gave a non-finite result for render {draw.render} at timestep "
-        f"{draw.timestep}, noise index {draw.noise_index}, seed {work.seed}",
-        metadata={
-            "render": str(draw.render),
-            "timestep": str(draw.timestep),
-            "noise_index": str(draw.noise_index),
-            "seed": str(work.seed),
-        },
-    )
+    def _on_lost(self, worker: ReplicaWorker) -> None:
+        if worker in self._workers:
+            self._workers.remove(worker)
+        self._wake()

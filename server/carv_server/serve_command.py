@@ -48,6 +48,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--max-waiting-evaluations", _at_least(1), 1 << 16, "evaluations that may wait in the queue"
     )
     add(
+        "--hold-percent",
+        _at_least(0),
+        75,
+        "longest wait of an idle device for requests that are expected, as a share of a launch",
+    )
+    add(
         "--max-message-mib",
         _at_least(1),
         DEFAULT_MAX_MESSAGE_BYTES // _MIB,
@@ -118,6 +124,7 @@ def _run(arguments: argparse.Namespace) -> int:
             scheduler=SchedulerConfig(
                 evaluation_budget=arguments.evaluation_budget,
                 max_waiting_evaluations=arguments.max_waiting_evaluations,
+                hold_fraction=arguments.hold_percent / 100,
             ),
             store=StoreConfig(seconds_to_live=arguments.conditioning_ttl),
             history=HistoryConfig(

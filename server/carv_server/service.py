@@ -33,6 +33,7 @@ from carv_server.refine.call import refine_gradient
 from carv_server.replicas.protocol import Conditioning, Replica
 from carv_server.request import DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
+from carv_server.scheduling.terms import Terms
 from carv_server.teachers.protocol import Source, SourceError
 from carv_server.validation.profile import check_profile
 from carv_server.validation.refine import check_refine
@@ -63,10 +64,17 @@ class Call:
     Attributes:
         started: perf_counter seconds at arrival.
         deadline: on the scheduler's clock; None where the client set none.
+        caller: the connection that it came by.
+        tenant: whose it is.
     """
 
     started: float
     deadline: float | None
+    caller: str = ""
+    tenant: str = ""
+
+    def terms(self, priority: int) -> Terms:
+        return Terms(self.deadline, self.tenant, priority, self.caller)
 
 
 class TeacherService:
@@ -138,7 +146,7 @@ class TeacherService:
         teacher = self._teacher(request.teacher)
         checked = await self._aside(lambda: check_estimate(request, self._context(teacher)))
         estimate = await estimate_gradient(
-            checked, teacher.scheduler, teacher.histories, call.deadline
+            checked, teacher.scheduler, teacher.histories, call.terms(request.priority)
         )
         spec, sampling, halves = checked.draws, estimate.sampling, estimate.half_estimates
         return pb.EstimateGradientResponse(
@@ -162,7 +170,11 @@ class TeacherService:
         teacher = self._teacher(request.teacher)
         checked = await self._aside(lambda: check_refine(request, self._context(teacher)))
         refinement = refine_gradient(
-            checked, teacher.scheduler, teacher.histories, call.deadline, self._workers
+            checked,
+            teacher.scheduler,
+            teacher.histories,
+            call.terms(request.priority),
+            self._workers,
         )
         async with aclosing(refinement) as means:
             async for refined in means:
@@ -179,7 +191,7 @@ class TeacherService:
     ) -> pb.PredictNoiseResponse:
         teacher = self._teacher(request.teacher)
         checked = await self._aside(lambda: check_predict(request, self._context(teacher)))
-        prediction = await predict_noise(checked, teacher.scheduler, call.deadline)
+        prediction = await predict_noise(checked, teacher.scheduler, call.terms(request.priority))
         return pb.PredictNoiseResponse(
             noise_prediction=encode_tensor(prediction.noise),
             teacher_digest=teacher.replicas[0].description.digest,
@@ -196,7 +208,11 @@ class TeacherService:
         checked = await self._aside(lambda: check_profile(request, self._context(teacher)))
         description = teacher.replicas[0].description
         measuring = profile_teacher(
-            checked, description.schedule, teacher.scheduler, teacher.histories, call.deadline
+            checked,
+            description.schedule,
+            teacher.scheduler,
+            teacher.histories,
+            call.terms(request.priority),
         )
         async with aclosing(measuring) as steps:
             async for step in steps:

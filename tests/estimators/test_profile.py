@@ -33,6 +33,7 @@ from carv_server.sampling.objective import NamedWeighting
 from carv_server.sampling.plan import DrawPlan
 from carv_server.sampling.profile import plan_bin
 from carv_server.scheduler import Scheduler, SchedulerConfig
+from carv_server.scheduling.terms import Terms
 from tests.estimators.harness import Oracle
 from tests.support.oracle import EVENT_SHAPE, oracle_mixture, oracle_schedule
 
@@ -80,7 +81,7 @@ def run(seeds: Sequence[int]) -> list[MeasuredProfile]:
                     history="",
                     warm=False,
                 )
-                steps = profile_teacher(request, oracle_schedule(), scheduler, histories, None)
+                steps = profile_teacher(request, oracle_schedule(), scheduler, histories, Terms())
                 last = [step async for step in steps][-1]
                 assert last.result is not None
                 found.append(last.result)

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from carv_server.job import JobResult
 from carv_server.refine.call import RenderDraws
 from carv_server.replicas.forward import evaluate
 from carv_server.replicas.protocol import Work
@@ -25,6 +24,7 @@ from carv_server.sampling.plan import NoiseCoupling, Sampling, resolve
 from carv_server.sampling.proposals import Proposal
 from carv_server.sampling.streams import combine
 from carv_server.sampling.timesteps import TimestepSampler
+from carv_server.scheduling.job import JobResult
 from tests.estimators.harness import Oracle
 
 # Renders of one request stand for runs: with strata of their own they share nothing.

@@ -29,7 +29,7 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("encode",),
     ("validation", "refine", "profile", "request", "estimate", "conditioning"),
     ("scheduler",),
-    ("job", "packing", "history"),
+    ("scheduling", "history"),
     ("replicas",),
     ("teachers",),
     ("errors",),  # plain exceptions that any of the above may raise
@@ -67,7 +67,7 @@ FORBIDDEN = (
     Forbidden(
         tuple(
             f"carv_server.{name}"
-            for name in ("estimate", "refine", "scheduler", "packing", "replicas", "teachers")
+            for name in ("estimate", "refine", "scheduler", "scheduling", "replicas", "teachers")
         ),
         _TRANSPORT,
         "transport stays at the edge; compute raises errors of its own",

@@ -123,10 +123,10 @@ async def waiting(server: RunningServer, requests: int) -> None:
     """Until so many requests wait in the teacher's queue."""
     scheduler = server._served["mixture"].scheduler
     for _ in range(1000):
-        if len(scheduler._waiting) == requests:
+        if scheduler.waiting.requests == requests:
             return
         await asyncio.sleep(0.01)
-    raise AssertionError(f"{len(scheduler._waiting)} requests wait, not {requests}")
+    raise AssertionError(f"{scheduler.waiting.requests} requests wait, not {requests}")
 
 
 @asynccontextmanager

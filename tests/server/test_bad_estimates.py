@@ -12,7 +12,16 @@ import pytest
 from carv.tensors import encode_tensor
 from carv.v1 import objective_pb2, sampling_pb2, tensor_pb2
 from carv.v1 import teacher_service_pb2 as pb
-from tests.server.wire import create, estimate_request, fails, latents, send
+from tests.server.wire import (
+    create,
+    estimate_request,
+    fails,
+    latents,
+    predict_request,
+    send,
+    stream,
+    stream_fails,
+)
 from tests.support.oracle import EVENT_SHAPE, TIMESTEPS
 
 Request = pb.EstimateGradientRequest
@@ -189,6 +198,8 @@ CASES: dict[str, tuple[Change, str]] = {
         _reference(latents(3), used=True),
         "objective.reference_latents.shape",
     ),
+    "priority too high": (lambda request: setattr(request, "priority", 11), "priority"),
+    "priority too low": (lambda request: setattr(request, "priority", -11), "priority"),
 }
 
 
@@ -236,3 +247,28 @@ def test_names_every_bad_field_at_once(channel: grpc.Channel) -> None:
         "objective.noise_coefficient.table.values",
     }
     assert len(failure.violations) == 9
+
+
+@pytest.mark.parametrize("priority", [-11, 2**31 - 1])
+def test_every_computation_bounds_its_priority(channel: grpc.Channel, priority: int) -> None:
+    (handle,) = create(channel, [0])
+    predict = predict_request(handle, [1])
+    refine = pb.RefineGradientRequest(max_draws=8)
+    profile = pb.ProfileTeacherRequest()
+    for request in (refine, profile):
+        request.latents.CopyFrom(estimate_request([handle]).latents)
+        request.objective.CopyFrom(estimate_request([handle]).objective)
+    for request in (predict, refine, profile):
+        request.priority = priority
+    for failure in (
+        fails(channel, "PredictNoise", predict),
+        stream_fails(channel, "RefineGradient", refine),
+        stream_fails(channel, "ProfileTeacher", profile),
+    ):
+        assert failure.fields == {"priority"}
+        assert "-10 .. 10" in failure.message
+    for request in (predict, refine, profile):
+        request.priority = 10
+    send(channel, "PredictNoise", predict)
+    assert stream(channel, "RefineGradient", refine)
+    assert stream(channel, "ProfileTeacher", profile)

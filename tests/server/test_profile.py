@@ -232,13 +232,13 @@ def test_a_client_that_leaves_midway_takes_its_rows_along() -> None:
             assert 0 < first.progress < 1 and not first.HasField("profile")
             assert await asyncio.to_thread(teacher.entered.wait, 10)
             scheduler = server._served["mixture"].scheduler
-            assert 0 < scheduler.waiting_evaluations <= 128
+            assert 0 < scheduler.waiting.evaluations <= 128
             call.cancel()
             for _ in range(500):
-                if not scheduler._waiting:
+                if not scheduler.waiting.requests:
                     break
                 await asyncio.sleep(0.01)
-            assert scheduler.waiting_evaluations == 0
+            assert scheduler.waiting.evaluations == 0
             teacher.gate.set()
         assert sum(map(len, teacher.forwards)) == 9 * 16, "of 384 rows"
 
@@ -264,7 +264,7 @@ def test_short_requests_pass_a_profile() -> None:
             answer = channel.unary_unary(path("EstimateGradient"))(short.SerializeToString())
             scheduler = server._served["mixture"].scheduler
             for _ in range(500):
-                if len(scheduler._waiting) > 1:
+                if scheduler.waiting.requests > 1:
                     break
                 await asyncio.sleep(0.01)
             teacher.gate.set()
@@ -284,11 +284,11 @@ def test_a_queue_that_fills_up_midway_is_waited_for(monkeypatch: pytest.MonkeyPa
             scheduler = server._served["mixture"].scheduler
             submit, calls = scheduler.submit, [0]
 
-            async def crowded(work: Any, deadline: float | None) -> Any:
+            async def crowded(work: Any, terms: Any) -> Any:
                 calls[0] += 1
                 if refuse(calls[0]):
                     raise RequestError(Reason.QUEUE_FULL, "full", retry_delay_seconds=0.01)
-                return await submit(work, deadline)
+                return await submit(work, terms)
 
             monkeypatch.setattr(scheduler, "submit", crowded)
             request = profile_request(await create_async(channel), renders=16, draws_per_bin=8)
@@ -322,6 +322,6 @@ def test_a_teacher_that_fails_midway_ends_the_stream_with_its_reason() -> None:
             assert told and told[-1] < 1.0
             await client.close()
             scheduler = server._served["mixture"].scheduler
-            assert scheduler.waiting_evaluations == 0
+            assert scheduler.waiting.evaluations == 0
 
     asyncio.run(scenario())

@@ -250,7 +250,7 @@ async def _start(channel: grpc.aio.Channel, seconds: float = 20.0, **bounds: Any
 async def _drained(server: Any) -> None:
     """Until nothing waits in the queue and no call is in flight."""
     await asyncio.wait_for(server._front.wait_idle(), 5.0)
-    assert server._served["mixture"].scheduler.waiting_evaluations == 0
+    assert server._served["mixture"].scheduler.waiting.evaluations == 0
 
 
 class SlowTeacher(Wrapped):
@@ -268,7 +268,7 @@ def test_a_client_that_leaves_drops_its_rows() -> None:
         async with running(SlowTeacher()) as (server, channel):
             call = await _start(channel, renders=16, target_relative_standard_error=1e-6)
             await call.read()
-            assert server._served["mixture"].scheduler.waiting_evaluations > 0
+            assert server._served["mixture"].scheduler.waiting.evaluations > 0
             call.cancel()
             await _drained(server)
 

@@ -20,6 +20,7 @@ from carv_server.errors import RequestError
 from carv_server.replicas.inprocess import InProcessReplica
 from carv_server.replicas.protocol import Branch, Conditioning, Work
 from carv_server.scheduler import Scheduler, SchedulerConfig
+from carv_server.scheduling.terms import Terms
 from tests.server.teachers import GatedTeacher, running
 from tests.server.wire import Failure, create_async, estimate_request, failure_of, path
 from tests.support.oracle import EVENT_SHAPE
@@ -55,10 +56,10 @@ async def _queued(server: Any, evaluations: int) -> None:
     """Until so many evaluations wait."""
     scheduler = server._served["mixture"].scheduler
     for _ in range(500):
-        if scheduler.waiting_evaluations == evaluations:
+        if scheduler.waiting.evaluations == evaluations:
             return
         await asyncio.sleep(0.01)
-    raise AssertionError(f"{scheduler.waiting_evaluations} evaluations wait, not {evaluations}")
+    raise AssertionError(f"{scheduler.waiting.evaluations} evaluations wait, not {evaluations}")
 
 
 def test_short_requests_pass_a_long_one() -> None:
@@ -129,6 +130,29 @@ def test_cancelled_and_expired_rows_never_reach_the_teacher() -> None:
     asyncio.run(scenario())
 
 
+def test_a_hundred_calls_cancelled_in_the_queue_cost_no_forward() -> None:
+    async def scenario() -> None:
+        teacher = GatedTeacher()
+        async with running(teacher) as (server, channel):
+            handle = await create_async(channel)
+            first = _estimate(channel, _at(LONG, handle, 2))
+            await _entered(teacher)
+            calls = [_estimate(channel, _at(SHORT, handle, 3)) for _ in range(100)]
+            await _queued(server, 300)
+            for call in calls:
+                call.cancel()
+            cancelled = asyncio.get_running_loop().time()
+            await _queued(server, 0)
+            assert asyncio.get_running_loop().time() - cancelled < 1.0
+            scheduler = server._served["mixture"].scheduler
+            assert scheduler.waiting.requests == 0 and scheduler.snapshot().tenants == {}
+            teacher.gate.set()
+            await first
+        assert teacher.forwards == [[LONG] * 2]
+
+    asyncio.run(scenario())
+
+
 def test_a_full_queue_refuses_with_a_delay_and_then_recovers() -> None:
     async def scenario() -> None:
         teacher = GatedTeacher()
@@ -176,8 +200,8 @@ def test_rows_past_their_deadline_are_dropped_before_a_forward() -> None:
             scheduler = Scheduler(
                 [InProcessReplica(teacher, executor)], SchedulerConfig(), lambda: now
             )
-            submitted = asyncio.create_task(scheduler.submit(_work(SHORT), deadline=12.0))
-            in_time = asyncio.create_task(scheduler.submit(_work(LONG), deadline=14.0))
+            submitted = asyncio.create_task(scheduler.submit(_work(SHORT), Terms(deadline=12.0)))
+            in_time = asyncio.create_task(scheduler.submit(_work(LONG), Terms(deadline=14.0)))
             await asyncio.sleep(0)
             now = 13.0
             scheduler.start()
@@ -200,13 +224,13 @@ def test_a_full_queue_is_waited_for_once_a_call_is_under_way_and_until_its_deadl
         with ThreadPoolExecutor(1) as executor:
             config = SchedulerConfig(evaluation_budget=4, max_waiting_evaluations=4)
             scheduler = Scheduler([InProcessReplica(teacher, executor)], config, loop.time)
-            ahead = asyncio.create_task(scheduler.submit(_work(LONG), None))
+            ahead = asyncio.create_task(scheduler.submit(_work(LONG), Terms()))
             await asyncio.sleep(0)
 
             async def reason(seconds: float, under_way: bool) -> Reason:
-                deadline = loop.time() + seconds
+                terms = Terms(deadline=loop.time() + seconds)
                 with pytest.raises(RequestError) as caught:
-                    await scheduler.submit_patiently(_work(SHORT), deadline, lambda: under_way)
+                    await scheduler.submit_patiently(_work(SHORT), terms, lambda: under_way)
                 return caught.value.reason
 
             assert await reason(60.0, under_way=False) is Reason.QUEUE_FULL
@@ -214,7 +238,9 @@ def test_a_full_queue_is_waited_for_once_a_call_is_under_way_and_until_its_deadl
             assert await reason(0.2, under_way=True) is Reason.DEADLINE_EXPIRED
             assert 0.2 <= loop.time() - begun < 5.0
             patient = asyncio.create_task(
-                scheduler.submit_patiently(_work(SHORT), loop.time() + 60.0, lambda: True)
+                scheduler.submit_patiently(
+                    _work(SHORT), Terms(deadline=loop.time() + 60.0), lambda: True
+                )
             )
             await asyncio.sleep(0)
             scheduler.start()

@@ -73,7 +73,7 @@ class CreateConditioningResponse(_message.Message):
     def __init__(self, conditionings: _Optional[_Iterable[_Union[_conditioning_pb2.Conditioning, _Mapping]]] = ..., teacher_digest: _Optional[str] = ...) -> None: ...
 
 class EstimateGradientRequest(_message.Message):
-    __slots__ = ("teacher", "latents", "objective", "sampling", "explicit_draws", "seed", "return_draws", "return_half_estimates")
+    __slots__ = ("teacher", "latents", "objective", "sampling", "explicit_draws", "seed", "return_draws", "return_half_estimates", "priority")
     TEACHER_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class EstimateGradientRequest(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     RETURN_DRAWS_FIELD_NUMBER: _ClassVar[int]
     RETURN_HALF_ESTIMATES_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     teacher: str
     latents: _tensor_pb2.Tensor
     objective: _objective_pb2.Objective
@@ -90,7 +91,8 @@ class EstimateGradientRequest(_message.Message):
     seed: int
     return_draws: bool
     return_half_estimates: bool
-    def __init__(self, teacher: _Optional[str] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., objective: _Optional[_Union[_objective_pb2.Objective, _Mapping]] = ..., sampling: _Optional[_Union[_sampling_pb2.Sampling, _Mapping]] = ..., explicit_draws: _Optional[_Union[_sampling_pb2.ExplicitDraws, _Mapping]] = ..., seed: _Optional[int] = ..., return_draws: bool = ..., return_half_estimates: bool = ...) -> None: ...
+    priority: int
+    def __init__(self, teacher: _Optional[str] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., objective: _Optional[_Union[_objective_pb2.Objective, _Mapping]] = ..., sampling: _Optional[_Union[_sampling_pb2.Sampling, _Mapping]] = ..., explicit_draws: _Optional[_Union[_sampling_pb2.ExplicitDraws, _Mapping]] = ..., seed: _Optional[int] = ..., return_draws: bool = ..., return_half_estimates: bool = ..., priority: _Optional[int] = ...) -> None: ...
 
 class Diagnostics(_message.Message):
     __slots__ = ("variance_estimator", "noise_variance", "effective_sample_size", "past_draws")
@@ -155,20 +157,22 @@ class EstimateGradientResponse(_message.Message):
     def __init__(self, gradient: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., diagnostics: _Optional[_Union[Diagnostics, _Mapping]] = ..., teacher_digest: _Optional[str] = ..., seed: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.Sampling, _Mapping]] = ..., draws_spent: _Optional[int] = ..., evaluations_spent: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., draw_table: _Optional[_Union[DrawTable, _Mapping]] = ..., half_estimates: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class PredictNoiseRequest(_message.Message):
-    __slots__ = ("teacher", "conditionings", "latents", "noisy_latents", "explicit_draws", "seed")
+    __slots__ = ("teacher", "conditionings", "latents", "noisy_latents", "explicit_draws", "seed", "priority")
     TEACHER_FIELD_NUMBER: _ClassVar[int]
     CONDITIONINGS_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
     NOISY_LATENTS_FIELD_NUMBER: _ClassVar[int]
     EXPLICIT_DRAWS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     teacher: str
     conditionings: _containers.RepeatedScalarFieldContainer[str]
     latents: _tensor_pb2.Tensor
     noisy_latents: _tensor_pb2.Tensor
     explicit_draws: _sampling_pb2.ExplicitDraws
     seed: int
-    def __init__(self, teacher: _Optional[str] = ..., conditionings: _Optional[_Iterable[str]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., noisy_latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., explicit_draws: _Optional[_Union[_sampling_pb2.ExplicitDraws, _Mapping]] = ..., seed: _Optional[int] = ...) -> None: ...
+    priority: int
+    def __init__(self, teacher: _Optional[str] = ..., conditionings: _Optional[_Iterable[str]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., noisy_latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., explicit_draws: _Optional[_Union[_sampling_pb2.ExplicitDraws, _Mapping]] = ..., seed: _Optional[int] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class PredictNoiseResponse(_message.Message):
     __slots__ = ("noise_prediction", "teacher_digest", "seed", "evaluations_spent", "timings", "draws_spent")
@@ -187,7 +191,7 @@ class PredictNoiseResponse(_message.Message):
     def __init__(self, noise_prediction: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., teacher_digest: _Optional[str] = ..., seed: _Optional[int] = ..., evaluations_spent: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., draws_spent: _Optional[int] = ...) -> None: ...
 
 class RefineGradientRequest(_message.Message):
-    __slots__ = ("teacher", "latents", "objective", "sampling", "seed", "target_relative_standard_error", "max_draws", "max_seconds")
+    __slots__ = ("teacher", "latents", "objective", "sampling", "seed", "target_relative_standard_error", "max_draws", "max_seconds", "priority")
     TEACHER_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
@@ -196,6 +200,7 @@ class RefineGradientRequest(_message.Message):
     TARGET_RELATIVE_STANDARD_ERROR_FIELD_NUMBER: _ClassVar[int]
     MAX_DRAWS_FIELD_NUMBER: _ClassVar[int]
     MAX_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     teacher: str
     latents: _tensor_pb2.Tensor
     objective: _objective_pb2.Objective
@@ -204,7 +209,8 @@ class RefineGradientRequest(_message.Message):
     target_relative_standard_error: float
     max_draws: int
     max_seconds: float
-    def __init__(self, teacher: _Optional[str] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., objective: _Optional[_Union[_objective_pb2.Objective, _Mapping]] = ..., sampling: _Optional[_Union[_sampling_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., target_relative_standard_error: _Optional[float] = ..., max_draws: _Optional[int] = ..., max_seconds: _Optional[float] = ...) -> None: ...
+    priority: int
+    def __init__(self, teacher: _Optional[str] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., objective: _Optional[_Union[_objective_pb2.Objective, _Mapping]] = ..., sampling: _Optional[_Union[_sampling_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., target_relative_standard_error: _Optional[float] = ..., max_draws: _Optional[int] = ..., max_seconds: _Optional[float] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class RefineGradientResponse(_message.Message):
     __slots__ = ("gradient", "noise_variance", "variance_estimator", "relative_standard_error", "draws", "stop_reasons", "final", "teacher_digest", "seed", "sampling", "draws_spent", "evaluations_spent", "timings")
@@ -237,7 +243,7 @@ class RefineGradientResponse(_message.Message):
     def __init__(self, gradient: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., noise_variance: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., variance_estimator: _Optional[_Union[VarianceEstimator, str]] = ..., relative_standard_error: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., draws: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., stop_reasons: _Optional[_Iterable[_Union[StopReason, str]]] = ..., final: bool = ..., teacher_digest: _Optional[str] = ..., seed: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.Sampling, _Mapping]] = ..., draws_spent: _Optional[int] = ..., evaluations_spent: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
 class ProfileTeacherRequest(_message.Message):
-    __slots__ = ("teacher", "latents", "objective", "bins", "draws_per_bin", "seed", "history", "warm")
+    __slots__ = ("teacher", "latents", "objective", "bins", "draws_per_bin", "seed", "history", "warm", "priority")
     TEACHER_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +252,7 @@ class ProfileTeacherRequest(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     WARM_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     teacher: str
     latents: _tensor_pb2.Tensor
     objective: _objective_pb2.Objective
@@ -254,7 +261,8 @@ class ProfileTeacherRequest(_message.Message):
     seed: int
     history: str
     warm: bool
-    def __init__(self, teacher: _Optional[str] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., objective: _Optional[_Union[_objective_pb2.Objective, _Mapping]] = ..., bins: _Optional[int] = ..., draws_per_bin: _Optional[int] = ..., seed: _Optional[int] = ..., history: _Optional[str] = ..., warm: bool = ...) -> None: ...
+    priority: int
+    def __init__(self, teacher: _Optional[str] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., objective: _Optional[_Union[_objective_pb2.Objective, _Mapping]] = ..., bins: _Optional[int] = ..., draws_per_bin: _Optional[int] = ..., seed: _Optional[int] = ..., history: _Optional[str] = ..., warm: bool = ..., priority: _Optional[int] = ...) -> None: ...
 
 class ProfileTeacherResponse(_message.Message):
     __slots__ = ("progress", "profile")

@@ -25,6 +25,7 @@ from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.past import Past
 from carv_server.sampling.plan import Sampling
 from carv_server.scheduler import Scheduler, SchedulerConfig
+from carv_server.scheduling.terms import Terms
 
 __all__ = ["Chain", "LiveServer"]
 
@@ -153,7 +154,7 @@ class LiveServer:
                 max_seconds=None,
             )
             async with limit:
-                answers = refine_gradient(request, self._scheduler, self._histories, None)
+                answers = refine_gradient(request, self._scheduler, self._histories, Terms())
                 final = [answer async for answer in answers][-1]
             self._laboratory.spent(final.evaluations_spent)
             return final
@@ -187,6 +188,6 @@ class LiveServer:
         return [Branch([conditioning(prompt)]), Branch([conditioning(None)])]
 
     async def _answer(self, request: EstimateRequest) -> Estimate:
-        estimate = await estimate_gradient(request, self._scheduler, self._histories, None)
+        estimate = await estimate_gradient(request, self._scheduler, self._histories, Terms())
         self._laboratory.spent(estimate.evaluations)
         return estimate

@@ -12,13 +12,13 @@ import numpy.typing as npt
 import torch
 
 from carv_server.estimate import make_work, planned_order
-from carv_server.job import JobResult
 from carv_server.replicas.protocol import Work
 from carv_server.request import RefineRequest
 from carv_server.sampling.plan import DrawPlan, Resolved, plan_draws
 from carv_server.sampling.reduce import Moments, estimate_from_moments
 from carv_server.sampling.streams import Block
 from carv_server.sampling.timesteps import TimestepSampler
+from carv_server.scheduling.job import JobResult
 
 __all__ = ["OWN_STRATA", "BlockEvaluator", "Submit"]
 
@@ -35,7 +35,7 @@ class BlockEvaluator:
     """Plans and evaluates blocks of one request's renders, and keeps account of them.
 
     Args:
-        submit: as ``Scheduler.submit`` with the deadline filled in.
+        submit: as ``Scheduler.submit`` with the terms filled in.
     """
 
     def __init__(self, request: RefineRequest, resolved: Resolved, submit: Submit) -> None:

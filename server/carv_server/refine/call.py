@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from carv_server.estimate import VarianceEstimator
 from carv_server.history import DrawHistories, history_key
-from carv_server.job import JobResult
 from carv_server.refine.blocks import OWN_STRATA, BlockEvaluator, Submit
 from carv_server.refine.streams import EvaluateBlock, Refinement, StopReason
 from carv_server.replicas.protocol import Work
@@ -31,6 +30,8 @@ from carv_server.request import RefineRequest
 from carv_server.sampling.plan import Resolved, resolve
 from carv_server.sampling.streams import Combined, combine
 from carv_server.scheduler import Scheduler
+from carv_server.scheduling.job import JobResult
+from carv_server.scheduling.terms import Terms
 
 __all__ = ["Refined", "RenderDraws", "refine_gradient"]
 
@@ -160,14 +161,14 @@ async def refine_gradient(
     request: RefineRequest,
     scheduler: Scheduler,
     histories: DrawHistories,
-    deadline: float | None,
+    terms: Terms,
     workers: Executor | None = None,
 ) -> AsyncGenerator[Refined]:
     """Running means, at most one every 100 ms or fewer if they are large, and the final one.
     Closing the generator drops what is in flight.
 
     Args:
-        deadline: of the call, on the scheduler's clock; a margin for the reply is kept.
+        terms: of the call; a margin for the reply is kept from the deadline.
         workers: where means are put together, off the event loop; None: the loop's own threads.
 
     Raises:
@@ -190,14 +191,14 @@ async def refine_gradient(
     async def submit(work: Work) -> JobResult:
         async with outstanding:
             return await scheduler.submit_patiently(
-                work, deadline, lambda: call.blocks.draws_spent > 0
+                work, terms, lambda: call.blocks.draws_spent > 0
             )
 
     call = RenderDraws(request, resolved, submit, moved.set)
     tasks = [asyncio.ensure_future(render.run()) for render in call.renders]
     for task in tasks:
         task.add_done_callback(lambda _: moved.set())
-    stop = _stop_time(request, start, deadline)
+    stop = _stop_time(request, start, terms.deadline)
     loop = asyncio.get_running_loop()
     interval = max(_MESSAGE_SECONDS, request.latents.nbytes / _BYTES_PER_SECOND)
     due, news = start + interval, False

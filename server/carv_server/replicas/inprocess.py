@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from carv_server.replicas.forward import evaluate
-from carv_server.replicas.protocol import MicrobatchResult, Work
+from carv_server.replicas.protocol import MicrobatchResult, Wanted, Work, WorkResult
 from carv_server.teachers.protocol import Source, Teacher, TeacherDescription, Tensors
 
 __all__ = ["InProcessReplica"]
@@ -45,21 +45,25 @@ class InProcessReplica:
 
     @property
     def in_flight(self) -> int:
-        # A second microbatch in the thread's queue hides launch latency on an accelerator; on
-        # a CPU it would only bind rows to a batch too early.
-        return 1 if self.device == "cpu" else 2
+        # The second one waits in the thread's queue: the device need not wait for the event loop.
+        return 2
 
     async def encode(self, source: Source) -> Sequence[Tensors]:
         return await self._call(lambda: self._teacher.encode(source))
 
-    async def run(self, works: Sequence[Work]) -> MicrobatchResult:
-        return await self._call(lambda: self._timed(works))
+    async def run(self, works: Sequence[Work], wanted: Wanted) -> MicrobatchResult:
+        return await self._call(lambda: self._timed(works, wanted))
 
-    def _timed(self, works: Sequence[Work]) -> MicrobatchResult:
+    def _timed(self, works: Sequence[Work], wanted: Wanted) -> MicrobatchResult:
         start = time.perf_counter()
-        results = evaluate(self._teacher, works, self._max_rows)
-        if self._teacher.device.type == "cuda":
-            torch.cuda.synchronize(self._teacher.device)
+        results: list[WorkResult | None] = [None] * len(works)
+        kept = [index for index in range(len(works)) if wanted(index)]
+        if kept:
+            found = evaluate(self._teacher, [works[index] for index in kept], self._max_rows)
+            if self._teacher.device.type == "cuda":
+                torch.cuda.synchronize(self._teacher.device)
+            for index, result in zip(kept, found, strict=True):
+                results[index] = result
         return MicrobatchResult(results, time.perf_counter() - start)
 
     async def _call(self, function: Callable[[], _Result]) -> _Result:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,9 +18,14 @@ __all__ = [
     "NonFiniteDraw",
     "Replica",
     "ReplicaLost",
+    "Wanted",
     "Work",
     "WorkResult",
 ]
+
+
+Wanted = Callable[[int], bool]
+"""Whether the work of that index is still wanted; may be called in any thread."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +124,10 @@ class WorkResult:
 
 @dataclass(frozen=True)
 class MicrobatchResult:
-    """Results in the order of the works, and the seconds that the forward took."""
+    """Results in the order of the works, None for those left out because nobody wanted them any
+    more; and the seconds that the forward took."""
 
-    results: Sequence[WorkResult]
+    results: Sequence[WorkResult | None]
     seconds: float
 
 
@@ -143,15 +149,20 @@ class Replica(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Microbatches that it wants at once so that its device never waits."""
+        """Microbatches that it may have at once, the one that runs included. A further one is
+        handed over shortly before the one ahead ends, so that its device never waits."""
         ...
 
     async def encode(self, source: Source) -> Sequence[Tensors]:
         """As ``Teacher.encode``."""
         ...
 
-    async def run(self, works: Sequence[Work]) -> MicrobatchResult:
+    async def run(self, works: Sequence[Work], wanted: Wanted) -> MicrobatchResult:
         """Evaluate one microbatch; the works' conditionings share one signature.
+
+        Args:
+            wanted: whether a work, by its index, still is; asked as late as the replica can, so
+                that nothing is spent on requests that end while it waits for the device.
 
         Raises:
             ReplicaLost: the process or the device is gone.

@@ -11,6 +11,7 @@ from carv_server.validation.subject import (
     Handles,
     RequestContext,
     check_evaluations,
+    check_priority,
     check_reply,
     check_subject,
     checked_latents,
@@ -82,6 +83,7 @@ def check_estimate(message: pb.EstimateGradientRequest, context: RequestContext)
 def check_predict(message: pb.PredictNoiseRequest, context: RequestContext) -> PredictRequest:
     """Raises RequestError as ``check_estimate``."""
     violations = Violations()
+    check_priority(message.priority, violations)
     field = message.WhichOneof("input")
     noisy = field == "noisy_latents"
     if field is None:

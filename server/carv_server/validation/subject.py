@@ -12,6 +12,7 @@ from carv_server.errors import RequestError, handles_gone
 from carv_server.replicas.protocol import Branch, Conditioning
 from carv_server.request import RequestLimits
 from carv_server.sampling.objective import ObjectiveTables
+from carv_server.scheduling.terms import MAX_PRIORITY, MIN_PRIORITY
 from carv_server.teachers.protocol import TeacherDescription
 from carv_server.validation.checks import Float32Array, Violations, check_latents
 from carv_server.validation.objective import check_objective
@@ -22,6 +23,7 @@ __all__ = [
     "Subject",
     "SubjectMessage",
     "check_evaluations",
+    "check_priority",
     "check_reply",
     "check_subject",
     "checked_latents",
@@ -117,6 +119,7 @@ def check_subject(
 ) -> Subject:
     """Latents, reference latents, objective and conditionings, with their violations."""
     limits = context.limits
+    check_priority(message.priority, violations)
     latents = checked_latents(
         message.latents, message.HasField("latents"), "latents", context, violations
     )
@@ -191,6 +194,11 @@ def check_evaluations(
             f"{evaluations} evaluations (renders x draws x branches); the limit is "
             f"{limits.max_evaluations}",
         )
+
+
+def check_priority(priority: int, violations: Violations) -> None:
+    if not MIN_PRIORITY <= priority <= MAX_PRIORITY:
+        violations.add("priority", f"{priority}; must be in {MIN_PRIORITY} .. {MAX_PRIORITY}")
 
 
 def check_reply(size: int, context: RequestContext) -> None:

@@ -1,0 +1,28 @@
+"""Who asks, and how soon it matters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["MAX_PRIORITY", "MIN_PRIORITY", "Terms"]
+
+MIN_PRIORITY, MAX_PRIORITY = -10, 10
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms on which work is submitted.
+
+    Attributes:
+        deadline: reading of the scheduler's clock after which nothing of it is computed; None:
+            none.
+        tenant: whom the device's time is charged to.
+        priority: within the tenant alone, ``MIN_PRIORITY`` .. ``MAX_PRIORITY``; higher goes first.
+        caller: who waits for the answer, such as a connection. Callers that ask again right after
+            each answer are expected to; "" stands for all callers without a name.
+    """
+
+    deadline: float | None = None
+    tenant: str = ""
+    priority: int = 0
+    caller: str = ""

@@ -1,0 +1,389 @@
+"""One replica's microbatches: when the next one is formed, what it holds, where its results go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from carv_server.replicas.protocol import MicrobatchResult, Replica, ReplicaLost
+from carv_server.scheduling.config import SchedulerConfig
+from carv_server.scheduling.cost import CostModel
+from carv_server.scheduling.fair_queue import FairQueue
+from carv_server.scheduling.hold import Expected, hold_seconds
+from carv_server.scheduling.job import Job, Slice
+from carv_server.scheduling.outcomes import (
+    drained,
+    expire,
+    non_finite,
+    replica_failed,
+    replicas_lost,
+    server_defect,
+)
+from carv_server.scheduling.returns import ReturnForecast
+from carv_server.scheduling.snapshot import MicrobatchReport, ReplicaSnapshot, Tally
+
+__all__ = ["Floor", "ReplicaWorker"]
+
+_log = logging.getLogger(__name__)
+
+_COST_SMOOTHING = 0.1
+# Replicas that may be lost under one slice before its request is taken for the cause.
+_MOST_ATTEMPTS = 3
+# After so many it runs by itself, so that others are not lost with it to the end.
+_ATTEMPTS_IN_COMPANY = 2
+# What handing over and coming back take before they are measured; the event loop's timers are
+# a millisecond coarse.
+_FIRST_OVERHEAD_SECONDS = 0.001
+_TIMER_SECONDS = 0.001
+_LARGEST_LEAD = 0.5
+# A microbatch late by this share of its time stalls: no telling when the device will be free.
+_STALLED = 0.25
+# Callers are waited for whose returns scatter by this share of the longest hold at most.
+_STEADY = 0.5
+# Parts of a request on idle replicas should save this share of a launch, or one replica takes it.
+_LEAST_SPREAD_GAIN = 0.25
+
+
+@dataclass
+class Floor:
+    """What the workers of one queue share.
+
+    Attributes:
+        clock: monotonic seconds, callable in any thread.
+        lost: told of a worker whose replica is gone, once its work is back in the queue.
+        observe: told of every microbatch that ran.
+    """
+
+    queue: FairQueue[Job]
+    forecast: ReturnForecast
+    config: SchedulerConfig
+    clock: Callable[[], float]
+    tally: Tally
+    lost: Callable[[ReplicaWorker], None]
+    observe: Callable[[MicrobatchReport], None] | None = None
+    workers: list[ReplicaWorker] = field(default_factory=list["ReplicaWorker"])
+
+
+@dataclass(eq=False)
+class _Microbatch:
+    """``end``: when the forward should be over; ``alone``: the device was idle when it was handed
+    over, at ``handed``."""
+
+    slices: Sequence[Slice]
+    evaluations: int
+    cells: dict[Job, int]
+    handed: float
+    end: float
+    alone: bool
+    held_seconds: float
+
+    def answers(self) -> list[Job]:
+        """Jobs that are done once it is."""
+        return [job for job, cells in self.cells.items() if job.ends_with(cells) and not job.over]
+
+
+class ReplicaWorker:
+    """Hands microbatches to one replica, on the event loop that made it.
+
+    Rows are bound to a microbatch as late as can be: on an idle device at once, unless it pays to
+    wait for requests that are about to come (``hold_seconds``); on a busy one shortly before it is
+    free, by the measured cost of what runs.
+    """
+
+    def __init__(self, replica: Replica, floor: Floor) -> None:
+        self.replica = replica
+        self._floor = floor
+        self._cost = CostModel()
+        self._overhead = _FIRST_OVERHEAD_SECONDS
+        self._running: list[_Microbatch] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._held_since: float | None = None
+        self._listening = True
+        self._closed = False
+
+    @property
+    def idle(self) -> bool:
+        return not self._running
+
+    def snapshot(self) -> ReplicaSnapshot:
+        return ReplicaSnapshot(
+            len(self._running),
+            sum(microbatch.evaluations for microbatch in self._running),
+            self._cost.launch_seconds,
+            self._cost.row_seconds,
+        )
+
+    def on_arrival(self) -> None:
+        """Something new waits."""
+        if self._listening:
+            self.advance()
+
+    def advance(self) -> None:
+        """Hand over what is due now, and see to being called when the next one is."""
+        self._silence()
+        while (wait := self._wait()) <= 0.0:
+            self._hand_over()
+        if wait < math.inf:
+            self._alarm = self._loop.call_later(wait, self.advance)
+
+    async def close(self) -> None:
+        """Take no more work, and wait for what runs."""
+        self._closed = True
+        self._silence()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def abandon(self) -> None:
+        """Take no more work, and fail what runs with DRAINING."""
+        for task in self._tasks:
+            task.cancel()
+        await self.close()
+
+    def _silence(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _wait(self) -> float:
+        """Seconds until a microbatch should be formed; infinity: once something happens."""
+        floor, cost = self._floor, self._cost
+        self._listening = True
+        waiting = floor.queue.evaluations
+        if waiting == 0 or self._closed:
+            self._held_since = None
+            return math.inf
+        now = floor.clock()
+        if not self._running:
+            return self._hold(now, waiting)
+        self._listening = False
+        if len(self._running) >= self.replica.in_flight or not cost.known:
+            return math.inf
+        last = self._running[-1]
+        seconds = cost.seconds(last.evaluations)
+        lead = min(2.0 * self._overhead + _TIMER_SECONDS, _LARGEST_LEAD * seconds)
+        early = last.end - lead - now
+        if early > 0.0 or now > last.end + _STALLED * seconds:
+            return early if early > 0.0 else math.inf
+        self._listening = True
+        if waiting >= floor.config.evaluation_budget:
+            return 0.0
+        # A partial one is bound now only if it would not be held once the device is free.
+        callers = [(job.tenant, job.terms.caller) for job in last.answers()]
+        expected = floor.forecast.after_answers(callers, self._most_hold * _STEADY)
+        return math.inf if self._hold_seconds(now, waiting, expected, 0.0) > 0.0 else 0.0
+
+    def _hold(self, now: float, waiting: int) -> float:
+        """How much longer a microbatch should wait on this idle device."""
+        floor = self._floor
+        if (
+            waiting >= floor.config.evaluation_budget
+            or not self._cost.known
+            or any(worker.idle for worker in floor.workers if worker is not self)
+        ):
+            return 0.0
+        since = now if self._held_since is None else self._held_since
+        hold = self._hold_seconds(now, waiting, [], now - since)
+        if hold > 0.0:
+            self._held_since = since
+        return hold
+
+    @property
+    def _most_hold(self) -> float:
+        return self._floor.config.hold_fraction * self._cost.launch_seconds
+
+    def _hold_seconds(
+        self, now: float, waiting: int, more: Sequence[Expected], held: float
+    ) -> float:
+        """``more``: expected beside those whose callers have their answers."""
+        most = self._most_hold
+        if most <= held:
+            return 0.0
+        return hold_seconds(
+            waiting,
+            self._floor.config.evaluation_budget,
+            self._cost.launch_seconds,
+            self._cost.row_seconds,
+            [*self._floor.forecast.expected(now, most * _STEADY), *more],
+            most - held,
+        )
+
+    def _budget(self) -> int:
+        """Evaluations of the next microbatch: all that fit, or an even part for each idle replica
+        where that is worth a launch on each."""
+        floor, cost = self._floor, self._cost
+        waiting = floor.queue.evaluations
+        idle = sum(worker.idle for worker in floor.workers)
+        if idle > 1 and cost.known:
+            part = -(-waiting // idle)
+            if (waiting - part) * cost.row_seconds >= _LEAST_SPREAD_GAIN * cost.launch_seconds:
+                return min(part, floor.config.evaluation_budget)
+        return floor.config.evaluation_budget
+
+    def _hand_over(self) -> None:
+        """Form a microbatch of what waits, if any of that is still wanted, and run it."""
+        floor = self._floor
+        now = floor.clock()
+        slices: list[Slice] = []
+        cells: dict[Job, int] = {}
+        for job, count in floor.queue.take(self._budget()):
+            if job.wanted(now):
+                slices += job.take(count, now=now)
+                cells[job] = count
+            else:
+                expire(job, now)
+                floor.queue.discard(job)
+        if not slices:
+            return
+        evaluations = sum(item.work.evaluations for item in slices)
+        free = max(now, self._running[-1].end) if self._running else now
+        held = 0.0 if self._held_since is None else now - self._held_since
+        self._held_since = None
+        microbatch = _Microbatch(
+            slices,
+            evaluations,
+            cells,
+            handed=now,
+            end=free + self._cost.seconds(evaluations),
+            alone=not self._running,
+            held_seconds=held,
+        )
+        self._running.append(microbatch)
+        task = self._loop.create_task(self._run(microbatch))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, microbatch: _Microbatch) -> None:
+        slices = microbatch.slices
+        try:
+            try:
+                result = await self._evaluate(slices)
+            except ReplicaLost:
+                self._lose(microbatch, slices)
+            except Exception as error:  # noqa: BLE001 - whatever a teacher raises fails its request
+                await self._one_by_one(microbatch, error)
+            else:
+                self._measure(microbatch, result)
+                self._expect_returns(microbatch)
+                # The device comes first: the answers take the event loop a while.
+                self._release(microbatch)
+                self._deliver(slices, result)
+        except asyncio.CancelledError:
+            for item in slices:
+                item.job.fail(drained())
+            raise
+        except Exception:  # noqa: BLE001 - these requests fail, the queue lives on
+            _log.exception("a microbatch's results could not be delivered")
+            for item in slices:
+                item.job.fail(server_defect())
+        finally:
+            self._release(microbatch)
+
+    async def _evaluate(self, slices: Sequence[Slice]) -> MicrobatchResult:
+        clock = self._floor.clock
+        return await self.replica.run(
+            [item.work for item in slices], lambda index: slices[index].job.wanted(clock())
+        )
+
+    async def _one_by_one(self, microbatch: _Microbatch, error: Exception) -> None:
+        """A forward raised: one request's rows must not fail the others', so each runs alone."""
+        slices = microbatch.slices
+        if len(slices) == 1:
+            _log.error("forward failed", exc_info=error)
+            slices[0].job.fail(replica_failed(error))
+            return
+        _log.warning("microbatch of %d requests failed, one by one now", len(slices))
+        for index, item in enumerate(slices):
+            try:
+                self._deliver([item], await self._evaluate([item]))
+            except ReplicaLost:
+                self._lose(microbatch, slices[index:])
+                return
+            except Exception as its_own:  # noqa: BLE001 - as above
+                _log.exception("forward failed")
+                item.job.fail(replica_failed(its_own))
+
+    def _lose(self, microbatch: _Microbatch, slices: Sequence[Slice]) -> None:
+        """The replica is gone: what it had runs elsewhere, with the same draws."""
+        floor = self._floor
+        _log.warning("a replica was lost with a microbatch of %d requests", len(microbatch.cells))
+        floor.tally.lost_microbatches += 1
+        self._closed = True
+        self._silence()
+        for item in slices:
+            if item.job.over:
+                continue
+            if item.attempts >= _MOST_ATTEMPTS:
+                item.job.fail(replicas_lost(item.attempts))
+                floor.queue.discard(item.job)
+                continue
+            # Out and in again: what is counted of a job in the queue never changes under it.
+            floor.queue.discard(item.job)
+            item.job.give_back(item)
+            if item.attempts >= _ATTEMPTS_IN_COMPANY:
+                item.job.isolate()
+            floor.queue.push(item.job, ahead=True)
+        floor.lost(self)
+
+    def _measure(self, microbatch: _Microbatch, result: MicrobatchResult) -> None:
+        floor, tally = self._floor, self._floor.tally
+        works = zip(microbatch.slices, result.results, strict=True)
+        evaluations = sum(item.work.evaluations for item, found in works if found is not None)
+        if evaluations == 0:
+            return
+        self._cost.observe(evaluations, result.seconds)
+        if microbatch.alone:
+            overhead = max(0.0, floor.clock() - microbatch.handed - result.seconds)
+            self._overhead += _COST_SMOOTHING * (overhead - self._overhead)
+        share = 1.0 if tally.microbatches == 0 else _COST_SMOOTHING
+        tally.evaluation_seconds += share * (
+            result.seconds / evaluations - tally.evaluation_seconds
+        )
+        tally.microbatches += 1
+        tally.evaluations += evaluations
+        tally.held_seconds += microbatch.held_seconds
+        if floor.observe is not None:
+            report = MicrobatchReport(
+                len(microbatch.cells),
+                evaluations,
+                evaluations / floor.config.evaluation_budget,
+                result.seconds,
+                microbatch.held_seconds,
+            )
+            # From the loop, so that an observer that raises fails nobody's request.
+            self._loop.call_soon(floor.observe, report)
+
+    def _expect_returns(self, microbatch: _Microbatch) -> None:
+        now = self._floor.clock()
+        for job in microbatch.answers():
+            self._floor.forecast.answered((job.tenant, job.terms.caller), now)
+
+    def _release(self, microbatch: _Microbatch) -> None:
+        """The device is done with a microbatch, if it was not before: hand over the next."""
+        if microbatch not in self._running:
+            return
+        self._running.remove(microbatch)
+        if self._running:
+            first = self._running[0]
+            first.end = self._floor.clock() + self._cost.seconds(first.evaluations)
+        self.advance()
+
+    def _deliver(self, slices: Sequence[Slice], microbatch: MicrobatchResult) -> None:
+        now = self._floor.clock()
+        done = [
+            (item, result)
+            for item, result in zip(slices, microbatch.results, strict=True)
+            if result is not None
+        ]
+        evaluations = sum(item.work.evaluations for item, _ in done)
+        for item in slices:
+            expire(item.job, now)
+        for item, result in done:
+            if result.failure is not None:
+                item.job.fail(non_finite(item.work, result.failure))
+            else:
+                seconds = microbatch.seconds * item.work.evaluations / evaluations
+                item.job.deliver(item.cells, result, seconds)

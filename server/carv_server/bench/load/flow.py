@@ -80,7 +80,9 @@ def encode(value: Load | Observed) -> dict[str, Any]:
 
 
 def decode_load(stated: Mapping[str, Any]) -> Load:
-    return Load(**{**stated, "target": Target(**stated["target"])})
+    fields: dict[str, Any] = dict(stated)
+    fields["target"] = Target(**fields["target"])
+    return Load(**fields)
 
 
 def decode_observed(stated: Mapping[str, Any]) -> Observed:

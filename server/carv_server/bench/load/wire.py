@@ -8,6 +8,7 @@ which costs the client about half of what gRPC does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -130,6 +131,8 @@ class _HttpCaller:
 
     async def close(self) -> None:
         self._writer.close()
+        with contextlib.suppress(OSError):  # the server may have closed it first
+            await self._writer.wait_closed()
 
 
 def _content_length(head: bytes) -> int:

@@ -115,7 +115,9 @@ class Network:
 
         torch.set_num_threads(1)
         self._torch: Any = torch
-        self._unet: Any = UNet2DModel.from_pretrained(Path(folder) / "unet", use_safetensors=True)
+        self._unet: Any = UNet2DModel.from_pretrained(
+            Path(folder) / "unet", use_safetensors=True, low_cpu_mem_usage=False
+        )
         self._unet.eval().requires_grad_(False)
 
     def predict(self, z_t: Float32Array, timesteps: npt.NDArray[np.int64]) -> Float32Array:

@@ -7,7 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from carv_server.bench.convergence import Trace, common_end, pooled, saving, saving_interval
+from carv_server.bench.convergence_curves import (
+    Trace,
+    common_end,
+    pooled,
+    saving,
+    saving_interval,
+    settled,
+)
 from carv_server.demo.settings import BASELINE, CARV
 
 LOOKS = np.linspace(0.0, 10.0, 11)
@@ -50,3 +57,12 @@ def test_the_interval_holds_the_saving_and_shrinks_to_it_without_noise() -> None
     noisy = traces(2.0, noise=0.05, seeds=8)
     low, high = saving_interval(noisy, "s", np.random.default_rng(0))
     assert low < saving(noisy, "s") < high
+
+
+def test_settled_is_where_the_baselines_own_curve_ends_to_rise() -> None:
+    flat = np.minimum(LOOKS / 4, 1.0)
+    runs = [replace(t, scores={"s": flat.tolist()}) for t in traces(1.0)]
+    assert settled(runs, "s") == pytest.approx(0.4)
+    assert settled(traces(1.0), "s") == pytest.approx(1.0)
+    # Within its error a noisy baseline settles earlier.
+    assert settled(traces(1.0, noise=0.1), "s") < 1.0

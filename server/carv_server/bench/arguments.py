@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ["command_line", "fail", "make_folders", "minutes", "positive", "today"]
+__all__ = ["above_zero", "command_line", "fail", "make_folders", "minutes", "positive", "today"]
 
 
 def positive(text: str) -> int:
@@ -18,6 +18,17 @@ def positive(text: str) -> int:
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def minutes(least: float) -> Callable[[str], float]:

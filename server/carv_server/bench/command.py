@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from carv_server.bench.arguments import (
+    above_zero,
     command_line,
     fail,
     make_folders,
@@ -91,6 +92,14 @@ def _register_convergence(
         default=220,
         help="iterations of a plain run; CARV gets as many as cost the same (default: 220)",
     )
+    add("--draws", type=positive, default=4, help="CARV's K (default: 4)")
+    add(
+        "--learning-rate",
+        type=above_zero,
+        default=0.05,
+        help="of Adam at the start; it falls to a tenth (default: 0.05)",
+    )
+    add("--guidance-scale", type=above_zero, default=7.5, help="of both methods (default: 7.5)")
     add("--threads", type=positive, default=1, help="CPU threads of renderer and server")
     add("--output", type=Path, default=Path("out/bench/convergence"), help="folder to write to")
     add("--docs", type=Path, help="also write convergence.md and its figure to this folder")
@@ -122,6 +131,9 @@ def _run_convergence(arguments: argparse.Namespace) -> int:
         prompts=prompts,
         seeds=arguments.seeds,
         iterations=arguments.iterations,
+        draws=arguments.draws,
+        learning_rate=arguments.learning_rate,
+        guidance_scale=arguments.guidance_scale,
         threads=arguments.threads,
         output=arguments.output,
         documents=arguments.docs,

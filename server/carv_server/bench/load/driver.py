@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
 from carv_server.bench.load.flow import Load, Observed, decode_load, encode
@@ -93,10 +93,9 @@ async def _closed_loop(
     stop: asyncio.Event,
 ) -> None:
     async def client(number: int, caller: Caller) -> None:
-        choose = random.Random(f"{load.seed}/{number}")
-        labels = list(payloads)
+        deal = _deal(list(payloads), random.Random(f"{load.seed}/{number}"))
         while not stop.is_set():
-            label = choose.choice(labels)
+            label = next(deal)
             began = time.perf_counter()
             try:
                 await caller.call(payloads[label])
@@ -119,7 +118,7 @@ async def _open_loop(
     stop: asyncio.Event,
 ) -> None:
     chance = random.Random(load.seed)
-    labels = list(payloads)
+    deal = _deal(list(payloads), chance)
     flying: set[asyncio.Task[None]] = set()
 
     async def send(label: str, caller: Caller, due: float) -> None:
@@ -134,13 +133,18 @@ async def _open_loop(
     while not stop.is_set():
         due += chance.expovariate(load.rate)
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        task = asyncio.ensure_future(
-            send(chance.choice(labels), callers[number % len(callers)], due)
-        )
+        task = asyncio.ensure_future(send(next(deal), callers[number % len(callers)], due))
         flying.add(task)
         task.add_done_callback(flying.discard)
         number += 1
     await asyncio.gather(*flying)
+
+
+def _deal(labels: list[str], chance: random.Random) -> Iterator[str]:
+    """Labels in random order, each once before any comes again, so that a short window has its
+    share of all."""
+    while True:
+        yield from chance.sample(labels, len(labels))
 
 
 async def _together(work: list[Awaitable[None]]) -> None:

@@ -21,13 +21,14 @@ class Load:
     """One window of load on one target.
 
     Attributes:
-        payloads: files of request bytes by label; each request takes one at random.
+        payloads: files of request bytes by label; requests take them in random order, equally
+            often.
         clients: of a closed loop, each with one request in flight; of an open loop, connections
             that its requests are dealt over.
         rate: requests a second of an open loop (Poisson arrivals); 0 for a closed loop.
         pause_seconds: between the requests of a client of a closed loop.
         warm_seconds: of the same load before the window.
-        seed: of arrivals and of the choice of payloads.
+        seed: of arrivals and of the order of payloads.
     """
 
     target: Target

@@ -82,8 +82,8 @@ def _report_shares(desk: Desk, results: Results) -> None:
         f"{1e3 * launch:g} ms a launch and {1e3 * row:g} ms a row, at most {BUDGET} rows a "
         "microbatch; evaluations a second over those of the bare model at full batches in the "
         f"same round. The device's own ceiling in a closed loop of n < {BUDGET} clients is that "
-        "of batches of n. The mix draws each request at random from K = 1, 4, 8 and 64 and from "
-        "16 renders of K = 1.",
+        "of batches of n. The mix holds equally many requests of K = 1, 4, 8, 64 and of 16 "
+        "renders at K = 1.",
         (
             *("load", "share", "CPU, ms a request", "median, ms", "p99, ms"),
             *("health median, ms", "slowest health, ms", "failed"),

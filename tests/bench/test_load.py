@@ -185,6 +185,21 @@ def test_processor_time_of_a_family() -> None:
     assert cpu_seconds(family) == 0.0
 
 
+def test_work_of_others_is_told_apart(device: ServerProcess, tmp_path: Path) -> None:
+    """A spinning process takes a good part of a core; this machine has at least the rest."""
+    spin = "print('up', flush=True)\nwhile True: pass"
+    spinner = subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE)
+    assert spinner.stdout is not None and spinner.stdout.readline() == b"up\n"
+    try:
+        files = {"request": payload_file(device.address, tmp_path)}
+        load = Load(target(device), files, clients=1, seconds=1.0, warm_seconds=0.1)
+        metered = measure([load], lambda: descendants(device.process.pid))
+    finally:
+        spinner.kill()
+        spinner.communicate()
+    assert 0.2 < metered.foreign_cores <= 1.1 * (os.cpu_count() or 1)
+
+
 def test_everything_marked_is_ended() -> None:
     """A program that ignores SIGTERM, and a child of it that has left its session."""
     stubborn = (

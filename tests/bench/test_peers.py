@@ -246,7 +246,7 @@ def test_a_private_network_has_loopback_alone() -> None:
 
 
 def reading(name: str, number: int, clients: int, rate: float) -> Reading:
-    return Reading("simulated", name, number, clients, rate, 500.0, 1e-3, 2e-4, 0.01, 0.02, 0)
+    return Reading("simulated", name, number, clients, rate, 500.0, 1e-3, 2e-4, 0.01, 0.02, 0.25, 0)
 
 
 def lap() -> Lap:
@@ -284,6 +284,9 @@ def test_results_of_made_up_numbers(workload: Workload, tmp_path: Path) -> None:
     check_picture(tmp_path / "peers_simulated.png")
     every = (tmp_path / "peers_rounds.csv").read_text().splitlines()
     assert len([line for line in every if line.startswith("simulated,")]) == 18
+    assert book.notes == [
+        "Other work on the machine took 0.25 cores on average over the windows, at most 0.25."
+    ]
     book.write_summary(60.0, finished=False)
     assert "Broken off" in (tmp_path / "summary.md").read_text()
     documents = tmp_path / "docs"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from carv_server import cli
+from carv_server.bench.cells import Measured
 from carv_server.bench.load.book import Book
 from carv_server.bench.load.flow import Observed
 from carv_server.bench.load.measure import Metered
@@ -98,8 +99,10 @@ def test_a_part_against_a_real_server(tmp_path: Path, monkeypatch: pytest.Monkey
     desk = Desk(book, Scale(2, 1.0, 0.1), tmp_path, said.append, booked.append)
     arrivals.measure_arrivals(desk)
     (row,) = book.tables["serving_arrivals"].where(load=0.1)
-    offered, answered, median = row["offered a second"], row["answered a second"], row["median"]
-    assert answered.value == pytest.approx(offered, abs=5 * (offered / 2) ** 0.5)
+    offered, arrived, median = row["offered a second"], row["arrived a second"], row["median"]
+    assert isinstance(offered, float)
+    assert isinstance(arrived, Measured) and isinstance(median, Measured)
+    assert arrived.value == pytest.approx(offered, abs=5 * (offered / 2) ** 0.5)
     assert median.value >= 7.0 and row["failed"] == "0"
     check_picture(tmp_path / "serving_arrivals.png")
     assert len(booked) == 2 and said[-1] == "arrivals, round 2: load 0.1"

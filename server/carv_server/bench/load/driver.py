@@ -43,6 +43,9 @@ class _Record:
         if self.start <= counted_at < self.end:
             self._failures[str(error)[:_FAILURE_CHARACTERS]] += 1
 
+    def unanswered(self) -> None:
+        self._failures[f"not all answered {_LAST_SECONDS:g} s after the window"] += 1
+
     def observed(self, cpu_seconds: float) -> Observed:
         return Observed(self.end - self.start, self._latencies, dict(self._failures), cpu_seconds)
 
@@ -71,7 +74,11 @@ async def drive(load: Load, payloads: Mapping[str, bytes], say: Callable[[str], 
         cpu = _cpu_seconds() - cpu
         say("measured")
         stop.set()
-        await asyncio.wait_for(work, _LAST_SECONDS)
+        done, _ = await asyncio.wait({work}, timeout=_LAST_SECONDS)
+        if done:
+            work.result()
+        else:
+            record.unanswered()
     finally:
         work.cancel()
         await asyncio.gather(*(caller.close() for caller in callers), return_exceptions=True)

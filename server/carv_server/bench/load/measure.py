@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from carv_server.bench.load.flow import Load, Observed, decode_observed, encode
-from carv_server.bench.load.processes import cpu_seconds
+from carv_server.bench.load.processes import cpu_seconds, machine_cpu_seconds
 
 __all__ = ["DriverFailed", "Metered", "measure"]
 
@@ -26,10 +26,13 @@ class Metered:
     Attributes:
         observed: what each driver saw, in the order of the loads.
         server_cpu_seconds: processor time of the server's processes in the first one's window.
+        foreign_cores: that work other than server and first driver took meanwhile; above about
+            0.1 the machine was not quiet. Companions count as other work.
     """
 
     observed: tuple[Observed, ...]
     server_cpu_seconds: float
+    foreign_cores: float = 0.0
 
     @property
     def first(self) -> Observed:
@@ -55,15 +58,17 @@ def measure(loads: Sequence[Load], server: Callable[[], Sequence[int]]) -> Meter
     drivers = [_start(load) for load in loads]
     try:
         _expect(drivers[0], "measuring")
-        before = cpu_seconds(server())
+        before, busy = cpu_seconds(server()), machine_cpu_seconds()
         _expect(drivers[0], "measured")
+        busy = machine_cpu_seconds() - busy
         used = cpu_seconds(server()) - before
         observed = tuple(_result(driver) for driver in drivers)
     finally:
         for driver in drivers:
             driver.kill()
             driver.communicate()
-    return Metered(observed, used)
+    foreign = (busy - used - observed[0].client_cpu_seconds) / observed[0].seconds
+    return Metered(observed, used, max(0.0, foreign))
 
 
 def _start(load: Load) -> subprocess.Popen[str]:

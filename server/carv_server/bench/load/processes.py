@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["cpu_seconds", "descendants", "marked", "stop_all"]
+__all__ = ["cpu_seconds", "descendants", "machine_cpu_seconds", "marked", "stop_all"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _POLL_SECONDS = 0.05
@@ -23,6 +23,14 @@ def cpu_seconds(pids: Iterable[int]) -> float:
         if fields:
             total += int(fields[11]) + int(fields[12])
     return total / _TICKS
+
+
+def machine_cpu_seconds() -> float:
+    """Processor time that the whole machine has been busy for, since it started."""
+    with open("/proc/stat") as file:
+        fields = file.readline().split()
+    user, nice, system, _, _, interrupts, soft_interrupts, *_ = map(int, fields[1:])
+    return (user + nice + system + interrupts + soft_interrupts) / _TICKS
 
 
 def descendants(pid: int) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from carv_server.bench.cells import Measured
 from carv_server.bench.figures import plot_bars
 from carv_server.bench.load.book import Book, Chapter
-from carv_server.bench.load.rounds import over_rounds
+from carv_server.bench.load.rounds import other_work, over_rounds
 from carv_server.bench.peers.contender import CARV_ESTIMATE, CARV_PREDICT
 from carv_server.bench.peers.registry import Peer
 from carv_server.bench.peers.rounds import Lap, Reading
@@ -38,6 +38,7 @@ def write_results(
 ) -> None:
     """Tables, figures and targets of what there is so far."""
     book.targets.clear()
+    book.notes[:] = [other_work([reading.foreign_cores for reading in lap.readings])]
     windows: dict[str, Cell] = {
         p.title: 1e3 * p.window_seconds for p in peers if p.format != "json"
     }
@@ -57,7 +58,9 @@ def write_results(
         book.draw(
             table.name,
             f"Throughput as a share of the bare model: {workload.title}; a dot is a round.",
-            lambda path, panels=panels: plot_bars(panels, "share of the bare model", path),
+            lambda path, panels=panels: plot_bars(
+                panels, "share of the bare model", path, stressed=_OURS
+            ),
         )
         book.targets += _targets(workload, readings)
     book.write(_rounds(lap))
@@ -154,16 +157,17 @@ def _rounds(lap: Lap) -> Table:
         "peers_rounds",
         "Every window",
         "One row a window: requests a second, the bare model's rows a second in the same round, "
-        "processor milliseconds a request of server and driver, latency in milliseconds.",
+        "processor milliseconds a request of server and driver, latency in milliseconds, and the "
+        "cores that other work took.",
         (
             *("workload", "server", "round", "clients", "rate", "bare", "CPU, ms"),
-            *("driver CPU, ms", "median, ms", "p99, ms", "failed"),
+            *("driver CPU, ms", "median, ms", "p99, ms", "failed", "other cores"),
         ),
     )
     for r in lap.readings:
         table.add(
             *(r.workload, r.contender, r.round + 1, r.clients, r.rate, r.bare, 1e3 * r.cpu),
-            *(1e3 * r.client_cpu, 1e3 * r.median, 1e3 * r.tail, r.failures),
+            *(1e3 * r.client_cpu, 1e3 * r.median, 1e3 * r.tail, r.failures, r.foreign_cores),
         )
     return table
 

@@ -49,6 +49,7 @@ class Reading:
         bare: rows a second of the bare model in the same round.
         cpu: processor seconds of the server a request.
         median, tail: latency, seconds; the tail is the 99th percentile.
+        foreign_cores: that other work on the machine took meanwhile.
         failures: requests that failed, and what the most frequent failure said.
     """
 
@@ -62,6 +63,7 @@ class Reading:
     client_cpu: float
     median: float
     tail: float
+    foreign_cores: float
     failures: int
     failure: str = ""
 
@@ -153,6 +155,7 @@ def _read(
         client_cpu=observed.client_cpu_seconds / max(1, observed.requests),
         median=observed.quantile(0.5),
         tail=observed.quantile(0.99),
+        foreign_cores=metered.foreign_cores,
         failures=sum(failures.values()),
         failure=max(failures, key=lambda said: failures[said]) if failures else "",
     )

@@ -41,7 +41,7 @@ def measure_arrivals(desk: Desk) -> None:
         "second; milliseconds from the moment a request was due, so that a late driver hides "
         f"nothing. Alone, a row takes {1e3 * (launch + row):g} ms, a full microbatch "
         f"{1e3 * (launch + BUDGET * row):g}.",
-        ("load", "offered a second", "answered a second", *_QUANTILES, "failed"),
+        ("load", "offered a second", "arrived a second", *_QUANTILES, "failed"),
     )
     for load in _LOADS:
         name = f"load {load:g}"

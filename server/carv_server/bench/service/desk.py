@@ -98,6 +98,7 @@ class Desk:
     Attributes:
         folder: for teachers, payloads and logs.
         advance: books seconds of work done.
+        foreign_cores: of the windows without companions.
     """
 
     book: Book
@@ -105,6 +106,7 @@ class Desk:
     folder: Path
     say: Callable[[str], None]
     advance: Callable[[float], None]
+    foreign_cores: list[float] = field(default_factory=list[float])
 
     @contextmanager
     def server(self, name: str, arguments: Sequence[str]) -> Iterator[Server]:
@@ -135,7 +137,10 @@ class Desk:
                 loads = [self._load(cell, number, seconds)] + [
                     self._load(each, number, seconds + _EXTRA_SECONDS) for each in cell.companions
                 ]
-                results.windows[cell.name].append(measure(loads, cell.pids))
+                window = measure(loads, cell.pids)
+                results.windows[cell.name].append(window)
+                if not cell.companions:
+                    self.foreign_cores.append(window.foreign_cores)
                 self.advance(seconds + self.scale.warm_seconds)
         return results
 

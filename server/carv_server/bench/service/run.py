@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carv_server.bench.load.book import Book, Chapter
+from carv_server.bench.load.rounds import other_work
 from carv_server.bench.service import arrivals, model, overhead, scheduling
 from carv_server.bench.service.desk import Desk, Scale
 from carv_server.bench.tables import Origin
@@ -94,6 +95,7 @@ def run_serving(bench: ServingBench) -> Book:
                 part(desk)
             finished = True
         finally:
+            book.notes.append(other_work(desk.foreign_cores))
             book.write_summary(time.monotonic() - started, finished=finished)
     if bench.documents is not None:
         title = "The service, measured"

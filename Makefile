@@ -23,7 +23,7 @@ export PYTHONUTF8 := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-statistics lint check format proto proto-check variance convergence \
-	bench teacher clean
+	bench peers teacher clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -63,8 +63,11 @@ variance: $(VENV)/.demo ## variance benchmark, about 35 minutes (ARGS="--quick" 
 convergence: $(VENV)/.demo ## plain SDS and CARV at equal compute, 3 prompts and 5 seeds, 25 minutes
 	$(VENV)/bin/carv bench convergence $(ARGS)
 
-bench: $(VENV)/.dev ## serving benchmark: ratios within one run
-	$(PY) -m benchmarks.serving $(ARGS)
+bench: $(VENV)/.demo ## what the service costs, about 15 minutes (ARGS="--quick" for four)
+	$(VENV)/bin/carv bench serving $(ARGS)
+
+peers: $(VENV)/.demo ## CARV and other model servers under the same work, about 40 minutes
+	$(VENV)/bin/carv bench peers $(ARGS)
 
 teacher: $(VENV)/.dev ## retrain and evaluate the embedded teacher, under an hour on two cores
 	$(PY) $(TEACHER)/train_autoencoder.py encoder

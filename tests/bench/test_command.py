@@ -11,9 +11,10 @@ import pytest
 
 from carv_server import cli
 from carv_server.bench import run as bench_run
-from carv_server.bench.session import Session, Target
+from carv_server.bench.session import Session
 from carv_server.bench.settings import full_scale, quick_scale
 from carv_server.bench.tables import Table
+from carv_server.bench.targets import Target
 from tests.bench.test_outputs import check_picture
 
 

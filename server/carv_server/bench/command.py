@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import math
-import shlex
-import sys
 from pathlib import Path
+
+from carv_server.bench.arguments import (
+    above_zero,
+    command_line,
+    fail,
+    make_folders,
+    minutes,
+    positive,
+    today,
+)
+from carv_server.bench.peers import command as peers_command
+from carv_server.bench.service import command as service_command
 
 __all__ = ["register"]
 
@@ -47,7 +55,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     size.add_argument(
         "--minutes",
-        type=_minutes,
+        type=minutes(_LEAST_MINUTES),
         help=f"about how long to measure on two cores, {_LEAST_MINUTES:g} or more "
         f"(default: {_FULL_MINUTES:g})",
     )
@@ -56,9 +64,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=Path,
         help="also write variance.md and its figures to this folder",
     )
-    add("--threads", type=_positive, default=2, help="CPU threads of the teacher (default: 2)")
+    add("--threads", type=positive, default=2, help="CPU threads of the teacher (default: 2)")
     variance.set_defaults(run=_run)
     _register_convergence(benches)
+    service_command.register(benches)
+    peers_command.register(benches)
 
 
 def _register_convergence(
@@ -75,22 +85,22 @@ def _register_convergence(
     )
     add = parser.add_argument
     add("--prompt", action="append", dest="prompts", help="repeatable (default: three of them)")
-    add("--seeds", type=_positive, default=5, help="runs of each method and prompt (default: 5)")
+    add("--seeds", type=positive, default=5, help="runs of each method and prompt (default: 5)")
     add(
         "--iterations",
-        type=_positive,
+        type=positive,
         default=220,
         help="iterations of a plain run; CARV gets as many as cost the same (default: 220)",
     )
-    add("--draws", type=_positive, default=4, help="CARV's K (default: 4)")
+    add("--draws", type=positive, default=4, help="CARV's K (default: 4)")
     add(
         "--learning-rate",
-        type=_above_zero,
+        type=above_zero,
         default=0.05,
         help="of Adam at the start; it falls to a tenth (default: 0.05)",
     )
-    add("--guidance-scale", type=_above_zero, default=7.5, help="of both methods (default: 7.5)")
-    add("--threads", type=_positive, default=1, help="CPU threads of renderer and server")
+    add("--guidance-scale", type=above_zero, default=7.5, help="of both methods (default: 7.5)")
+    add("--threads", type=positive, default=1, help="CPU threads of renderer and server")
     add("--output", type=Path, default=Path("out/bench/convergence"), help="folder to write to")
     add("--docs", type=Path, help="also write convergence.md and its figure to this folder")
     parser.set_defaults(run=_run_convergence)
@@ -102,13 +112,11 @@ def _run_convergence(arguments: argparse.Namespace) -> int:
     try:
         convention = read_convention(embedded_folder())
         prompts = [convention.check_prompt(p) for p in arguments.prompts or _PROMPTS]
-        for folder in (arguments.output, arguments.docs):
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
     except PromptError as error:
-        return _fail(str(error), 2, "convergence")
-    except OSError as error:
-        return _fail(f"cannot write: {error}", 2, "convergence")
+        return fail(str(error), 2, "convergence")
+    refused = make_folders((arguments.output, arguments.docs))
+    if refused is not None:
+        return fail(refused, 2, "convergence")
     try:
         from carv_client import CarvError
         from carv_server.bench.convergence import Convergence, run_convergence
@@ -116,7 +124,7 @@ def _run_convergence(arguments: argparse.Namespace) -> int:
         from carv_server.bench.tables import Origin
         from carv_server.demo.process import ServerFailed
     except ModuleNotFoundError as error:
-        return _fail(
+        return fail(
             f"{error}; install the benchmark with: pip install 'carv[demo]'", 2, "convergence"
         )
     plan = Convergence(
@@ -129,16 +137,12 @@ def _run_convergence(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         output=arguments.output,
         documents=arguments.docs,
-        origin=Origin(
-            shlex.join(["carv", *sys.argv[1:]]),
-            machine_line(),
-            datetime.datetime.now(datetime.UTC).date().isoformat(),
-        ),
+        origin=Origin(command_line(), machine_line(), today()),
     )
     try:
         result = run_convergence(plan)
     except (ServerFailed, CarvError) as error:
-        return _fail(f"the server failed: {error}", 1, "convergence")
+        return fail(f"the server failed: {error}", 1, "convergence")
     for score, groups in result["savings"].items():
         low, high = groups["all"]["interval"]
         print(
@@ -150,12 +154,9 @@ def _run_convergence(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    for folder in (arguments.output, arguments.docs):
-        try:
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            return _fail(f"cannot write to {folder}: {error.strerror}", 2)
+    refused = make_folders((arguments.output, arguments.docs))
+    if refused is not None:
+        return fail(refused, 2, "variance")
     try:
         # Seconds of imports: not before the arguments are known good.
         from carv_client import CarvError
@@ -163,56 +164,23 @@ def _run(arguments: argparse.Namespace) -> int:
         from carv_server.bench.settings import full_scale, quick_scale
         from carv_server.demo.process import ServerFailed
     except ModuleNotFoundError as error:
-        return _fail(f"{error}; install the benchmark with: pip install 'carv[demo]'", 2)
-    minutes = arguments.minutes or _FULL_MINUTES
+        return fail(f"{error}; install the benchmark with: pip install 'carv[demo]'", 2, "variance")
+    length = arguments.minutes or _FULL_MINUTES
     try:
         session = run_variance(
             Bench(
-                scale=quick_scale() if arguments.quick else full_scale(minutes),
+                scale=quick_scale() if arguments.quick else full_scale(length),
                 output=arguments.output,
-                seconds=_QUICK_SECONDS if arguments.quick else 60.0 * minutes,
+                seconds=_QUICK_SECONDS if arguments.quick else 60.0 * length,
                 threads=arguments.threads,
                 documents=arguments.docs,
-                command=shlex.join(["carv", *sys.argv[1:]]),
-                date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+                command=command_line(),
+                date=today(),
             )
         )
     except (ServerFailed, CarvError) as error:
-        return _fail(f"the server failed: {error}; what was finished is written", 1)
+        return fail(f"the server failed: {error}; what was finished is written", 1, "variance")
     for target in session.targets:
         print(f"{'met    ' if target.met else 'NOT MET'} {target.claim}: {target.measured}")
     print(f"wrote {arguments.output / 'summary.md'}")
     return 0
-
-
-def _fail(message: str, code: int, bench: str = "variance") -> int:
-    print(f"carv bench {bench}: {message}", file=sys.stderr)
-    return code
-
-
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
-def _minutes(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not _LEAST_MINUTES <= value < math.inf:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number of minutes, {_LEAST_MINUTES:g} or more"
-        )
-    return value

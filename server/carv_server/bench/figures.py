@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,21 @@ Curve = tuple[Sequence[float], Sequence[Measured], Sequence[str] | None]
 
 
 def plot_bars(
-    panels: Mapping[str, Mapping[str, Sequence[Measured]]], label: str, path: Path
+    panels: Mapping[str, Mapping[str, Sequence[Measured]]],
+    label: str,
+    path: Path,
+    *,
+    stressed: Collection[str] = (),
 ) -> None:
     """A panel for each key; in it a bar at the mean of each group's values, and its values as
-    dots. A line at 1 is the baseline."""
+    dots. A line at 1 is the baseline. Where some names are stressed the others are grey."""
     figure, axes = _figure(len(panels), wide=0.9)
     for axis, (title, bars) in zip(axes, panels.items(), strict=True):
         for i, (name, values) in enumerate(bars.items()):
             mean = mean_of(values)
-            axis.bar(i, mean.value, yerr=mean.error, color=_colour(name, i), capsize=3, alpha=0.85)
+            colour = _COLOURS["ours" if name in stressed else "iid uniform"]
+            colour = colour if stressed else _colour(name, i)
+            axis.bar(i, mean.value, yerr=mean.error, color=colour, capsize=3, alpha=0.85)
             offsets = np.linspace(-0.25, 0.25, len(values)) if len(values) > 1 else [0.0]
             axis.scatter(
                 [i + offset for offset in offsets],

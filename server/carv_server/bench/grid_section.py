@@ -11,9 +11,10 @@ from carv_server.bench.grid import SPACES, GridStudy, Replicates, between_views,
 from carv_server.bench.methods import OURS, PAPER, UNIFORM, Method, guided_objective
 from carv_server.bench.parameter import Views, draw_views
 from carv_server.bench.serving import Chain
-from carv_server.bench.session import Session, Target
+from carv_server.bench.session import Session
 from carv_server.bench.settings import WARM_DRAWS
 from carv_server.bench.tables import Table
+from carv_server.bench.targets import Target
 from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.past import Past
 

@@ -17,10 +17,11 @@ from carv_server.bench.methods import (
     guided_objective,
 )
 from carv_server.bench.serving import Chain
-from carv_server.bench.session import Session, Target
+from carv_server.bench.session import Session
 from carv_server.bench.settings import GUIDANCES, WARM_DRAWS
 from carv_server.bench.states import State
 from carv_server.bench.tables import Table
+from carv_server.bench.targets import Target
 from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.past import Past
 

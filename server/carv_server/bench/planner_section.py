@@ -17,8 +17,9 @@ from carv_server.bench.figures import Curve, plot_curves
 from carv_server.bench.grid import GridStudy, measure_within
 from carv_server.bench.grid_section import COST_RATIOS, GRID_GUIDANCE
 from carv_server.bench.methods import OURS, guided_objective
-from carv_server.bench.session import Session, Target
+from carv_server.bench.session import Session
 from carv_server.bench.tables import Table
+from carv_server.bench.targets import Target
 from carv_server.demo.between import measure_bank
 from carv_server.demo.optimise import Studio as DemoStudio
 from carv_server.demo.process import running_server

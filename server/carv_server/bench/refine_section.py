@@ -13,10 +13,11 @@ from carv_server.bench.figures import Curve, plot_curves
 from carv_server.bench.headline_section import at_most
 from carv_server.bench.methods import OURS, guided_objective
 from carv_server.bench.serving import Chain
-from carv_server.bench.session import Session, Target
+from carv_server.bench.session import Session
 from carv_server.bench.settings import WARM_DRAWS
 from carv_server.bench.states import State
 from carv_server.bench.tables import Table
+from carv_server.bench.targets import Target
 
 __all__ = ["measure_refinement", "oracle_draws"]
 

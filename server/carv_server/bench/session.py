@@ -14,21 +14,9 @@ from carv_server.bench.serving import LiveServer
 from carv_server.bench.settings import Scale
 from carv_server.bench.states import FieldStage, State, Studio
 from carv_server.bench.tables import Origin, Table, write_table
+from carv_server.bench.targets import Target
 
-__all__ = ["Session", "Target"]
-
-
-@dataclass(frozen=True)
-class Target:
-    """One line of the summary.
-
-    Attributes:
-        measured: the figure with its error, in words.
-    """
-
-    claim: str
-    measured: str
-    met: bool
+__all__ = ["Session"]
 
 
 @dataclass

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from carv_server.bench.session import Session, Target
+from carv_server.bench.session import Session
 from carv_server.bench.tables import markdown
+from carv_server.bench.targets import target_lines
 
 __all__ = ["write_documents", "write_summary"]
 
@@ -67,7 +68,7 @@ def write_summary(session: Session, seconds: float, *, finished: bool) -> None:
         lines += [f"{seconds / 60:.1f} minutes, {count} evaluations of the embedded teacher.", ""]
     else:
         lines += ["**Broken off: only what is listed here was finished.**", ""]
-    lines += _target_lines(session.targets)
+    lines += target_lines(session.targets)
     lines += ["", "| table | |", "| --- | --- |"]
     lines += [f"| [{name}]({name}.md) | {t.title} |" for name, t in session.tables.items()]
     lines += ["", "| figure | |", "| --- | --- |"]
@@ -88,7 +89,7 @@ def write_documents(session: Session, folder: Path) -> None:
         "",
         "## Targets",
         "",
-        *_target_lines(session.targets),
+        *target_lines(session.targets),
     ]
     for title, text, names in _SECTIONS:
         present = [name for name in names if name in session.tables]
@@ -107,11 +108,3 @@ def write_documents(session: Session, folder: Path) -> None:
                 lines += ["", f"![{session.figures[figure]}](images/{target})", "", caption]
             lines += ["", markdown(table)]
     (folder / "variance.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _target_lines(targets: list[Target]) -> list[str]:
-    lines = ["| target | measured | |", "| --- | --- | --- |"]
-    return lines + [
-        f"| {each.claim} | {each.measured} | {'met' if each.met else '**not met**'} |"
-        for each in targets
-    ]

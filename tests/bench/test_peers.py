@@ -1,0 +1,360 @@
+"""The peers' benchmark around its servers: formats, the common work, arguments, results."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from google.protobuf.wrappers_pb2 import BytesValue
+
+from carv_server import cli
+from carv_server.bench.load.bare import Forwards
+from carv_server.bench.load.book import Book
+from carv_server.bench.load.folders import write_network
+from carv_server.bench.load.processes import marked
+from carv_server.bench.peers import run as peers_run
+from carv_server.bench.peers.codec import FORMATS
+from carv_server.bench.peers.command import windows
+from carv_server.bench.peers.contender import (
+    CARV_ESTIMATE,
+    CARV_PREDICT,
+    StartFailed,
+    running_carv,
+    running_peer,
+)
+from carv_server.bench.peers.install import InstallFailed, install
+from carv_server.bench.peers.registry import PEERS, SCRIPTS, Peer
+from carv_server.bench.peers.report import write_document, write_results
+from carv_server.bench.peers.rounds import Lap, Reading
+from carv_server.bench.peers.run import Plan
+from carv_server.bench.peers.scripts.work import load_work, predict_bytes
+from carv_server.bench.peers.workload import Workload, simulated
+from carv_server.bench.tables import Origin
+from carv_server.teachers.registry import TeacherRegistration, load_teacher
+from carv_server.teachers.simulated import DeviceTiming, SimulatedTeacher
+from tests.bench.test_outputs import check_picture
+
+ORIGIN = Origin("carv bench peers", "a machine", "2026-11-26")
+
+
+def test_the_simulated_device_is_that_of_the_server() -> None:
+    stated = {"kind": "simulated", "event_shape": [2, 3], "max_batch": 8}
+    work = load_work(json.dumps({**stated, "launch_seconds": 0.0, "row_seconds": 0.0}))
+    teacher = SimulatedTeacher((2, 3), DeviceTiming(0.0, 0.0))
+    z = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
+    t = np.array([0, 1, 499, 998, 999])
+    theirs = teacher.predict_noise(torch.from_numpy(z), torch.from_numpy(t), {}).numpy()
+    np.testing.assert_allclose(work.predict(z, t), theirs, rtol=1e-6)
+    requests = [int(ti).to_bytes(8, "little") + zi.tobytes() for zi, ti in zip(z, t, strict=True)]
+    answers = [
+        np.frombuffer(each, np.float32).reshape(2, 3) for each in predict_bytes(work, requests)
+    ]
+    np.testing.assert_array_equal(np.stack(answers), work.predict(z, t))
+
+
+def test_the_network_is_that_of_the_server(tmp_path: Path) -> None:
+    """Two to five million parameters, and the same eps_hat as the server's teacher."""
+    shape = (4, 16, 16)
+    assert 2e6 < write_network(tmp_path, shape) < 5e6
+    stated = {"kind": "network", "event_shape": shape, "folder": str(tmp_path), "max_batch": 8}
+    work = load_work(json.dumps({**stated, "shared_site": sys.path[-1]}))
+    registration = TeacherRegistration("net", tmp_path)
+    teacher = load_teacher(registration, device=torch.device("cpu"), dtype=torch.float32)
+    z = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    t = np.array([20, 700])
+    theirs = teacher.predict_noise(torch.from_numpy(z), torch.from_numpy(t), {}).numpy()
+    np.testing.assert_allclose(work.predict(z, t), theirs, rtol=1e-4, atol=1e-5)
+    assert np.abs(theirs).max() > 1e-3
+
+
+def test_formats_hold_the_request() -> None:
+    row = np.arange(6, dtype=np.float32).tobytes()
+    plain = (500).to_bytes(8, "little") + row
+    assert FORMATS["plain"].encode(plain, (2, 3)) == plain
+    listed = json.loads(FORMATS["json"].encode(plain, (2, 3)))
+    assert base64.b64decode(listed["rows"][0]) == plain
+    reply = json.dumps([base64.b64encode(row).decode()]).encode()
+    assert FORMATS["json"].decode(reply, len(row)) == row
+    value = FORMATS["bytes-value"].encode(plain * 50, (2, 3))
+    assert value == BytesValue(value=plain * 50).SerializeToString()
+    assert FORMATS["bytes-value"].decode(BytesValue(value=row).SerializeToString(), 24) == row
+
+
+def test_the_inference_request_parses_as_protobuf() -> None:
+    """By another reader of the wire format: an unknown message's fields, as raw protoc decodes
+    them."""
+    row = np.zeros((4, 64, 64), np.float32).tobytes()
+    message = FORMATS["inference"].encode((500).to_bytes(8, "little") + row, (4, 64, 64))
+    fields = list(_fields(message))
+    assert [number for number, _ in fields] == [1, 5, 5, 7, 7]
+    assert fields[0][1] == b"denoiser"
+    assert [list(_fields(body)) for _, body in fields[1:3]] == [
+        [(1, b"t"), (2, b"INT64"), (3, b"\x01\x01")],
+        [(1, b"z"), (2, b"FP32"), (3, b"\x01\x04\x40\x40")],
+    ]
+    assert fields[3][1] == b"\xf4\x01" + bytes(6) and fields[4][1] == row
+
+
+def _fields(message: bytes) -> list[tuple[int, bytes]]:
+    found: list[tuple[int, bytes]] = []
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        assert key & 7 == 2
+        length, at = _varint(message, at)
+        found.append((key >> 3, message[at : at + length]))
+        at += length
+    assert at == len(message)
+    return found
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value, shift = 0, 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+
+
+def test_every_peer_is_pinned_and_has_its_script() -> None:
+    assert len({peer.id for peer in PEERS}) == len(PEERS)
+    for peer in PEERS:
+        assert all("==" in requirement for requirement in peer.requirements)
+        assert peer.format in FORMATS
+        named = [a for a in peer.arguments if "serve_" in a and "/" in a]
+        assert all(Path(a).is_file() for a in named)
+    by_environment = {(peer.environment, tuple(peer.requirements)) for peer in PEERS}
+    assert len({environment for environment, _ in by_environment}) == len(by_environment)
+
+
+@pytest.fixture
+def workload(tmp_path: Path) -> Workload:
+    return simulated(tmp_path, (1, 4, 16))
+
+
+def test_carv_does_the_peers_work(workload: Workload, tmp_path: Path) -> None:
+    answer = workload.answer()
+    with running_carv(workload, answer, tmp_path / "carv.log") as running:
+        assert [ask.title for ask in running.asks] == [CARV_ESTIMATE, CARV_PREDICT]
+        assert running.pids()
+    with (
+        pytest.raises(StartFailed, match="something else"),
+        running_carv(workload, answer + 1, tmp_path / "carv.log"),
+    ):
+        raise AssertionError("it was believed")
+
+
+_SERVER = """
+import http.server, os, sys
+sys.path.insert(0, {scripts!r})
+from work import load_work, predict_bytes, served_port
+work = load_work()
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        answer = predict_bytes(work, [body])[0]{spoil}
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+assert "PYTHONHOME" not in os.environ and "CARV_PRIVATE" not in os.environ
+http.server.ThreadingHTTPServer(("127.0.0.1", served_port()), Handler).serve_forever()
+"""
+
+
+def small_peer(tmp_path: Path, program: str) -> Peer:
+    """A peer without an environment to install: this interpreter."""
+    script = tmp_path / "serve_small.py"
+    script.write_text(program)
+    here = tmp_path / "venvs" / "small" / "bin"
+    here.mkdir(parents=True)
+    (here / "python").symlink_to(sys.executable)
+    return replace(
+        PEERS[0], id="small", title="small", environment="small", arguments=(str(script),),
+        path="/", requirements=(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        (_SERVER.format(scripts=str(SCRIPTS), spoil=""), None),
+        (_SERVER.format(scripts=str(SCRIPTS), spoil="[:-4]"), "65532 bytes, not 65536"),
+        (_SERVER.format(scripts=str(SCRIPTS), spoil="[4:] + bytes(4)"), "something else"),
+        ("raise SystemExit('no licence')", "exit code 1: no licence"),
+    ],
+    ids=["good", "short", "wrong", "ends"],
+)
+def test_a_peer_is_started_checked_and_ended(
+    workload: Workload, tmp_path: Path, program: str, why: str | None, monkeypatch
+) -> None:
+    monkeypatch.setenv("CARV_PRIVATE", "x")
+    peer = small_peer(tmp_path, program)
+    folders = (tmp_path / "venvs", tmp_path / "home", tmp_path / "log")
+    pids: list[int] = []
+    if why is None:
+        with running_peer(peer, workload, workload.answer(), *folders) as running:
+            pids = running.pids()
+            assert len(pids) == 1
+        assert not set(pids) & set(marked("HOME", str(tmp_path / "home")))
+    else:
+        with (
+            pytest.raises(StartFailed, match=why),
+            running_peer(peer, workload, workload.answer(), *folders),
+        ):
+            raise AssertionError("it was believed")
+    assert marked("HOME", str(tmp_path / "home")) == []
+
+
+def test_a_peer_that_is_not_to_be_had(tmp_path: Path) -> None:
+    """pip refuses a local folder that is none, without asking an index."""
+    peer = replace(PEERS[0], requirements=(f"{tmp_path}/nothing",), environment="none")
+    said: list[str] = []
+    with pytest.raises(InstallFailed, match="nothing"):
+        install(peer, tmp_path / "venvs", said.append)
+    assert said == [f"installing {peer.title}"]
+
+
+def test_a_private_network_has_loopback_alone() -> None:
+    """In a process of one thread, as the command enters it; skipped where the system refuses."""
+    program = (
+        "import socket\n"
+        "from carv_server.bench.peers.private_network import enter_private_network\n"
+        "try:\n    enter_private_network()\nexcept OSError as error:\n"
+        "    raise SystemExit(f'refused: {error}')\n"
+        "s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen()\n"
+        "socket.create_connection(s.getsockname()).close()\n"
+        "print([name for _, name in socket.if_nameindex()])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if "refused" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.stdout == "['lo']\n", done.stderr
+    assert len(socket.if_nameindex()) >= 1  # this process is where it was
+
+
+def reading(name: str, number: int, clients: int, rate: float) -> Reading:
+    return Reading("simulated", name, number, clients, rate, 500.0, 1e-3, 2e-4, 0.01, 0.02, 0.25, 0)
+
+
+def lap() -> Lap:
+    made = Lap(bare={"simulated": [Forwards(8, 500.0), Forwards(8, 500.0)]})
+    for number in range(2):
+        for clients in (1, 4, 16):
+            for name, rate in (
+                (CARV_ESTIMATE, 490.0),
+                (CARV_PREDICT, 495.0),
+                ("mosec 0.9.8", 350.0),
+            ):
+                made.readings.append(reading(name, number, clients, rate + number))
+    made.left_out["simulated", "BentoML 1.4.40"] = "no answer after 120 s: a | b"
+    return made
+
+
+def test_results_of_made_up_numbers(workload: Workload, tmp_path: Path) -> None:
+    book = Book("peers", tmp_path, ORIGIN)
+    peers = [peer for peer in PEERS if peer.id in ("mosec", "bentoml")]
+    write_results(book, lap(), [workload], peers)
+    lines = (tmp_path / "peers_simulated.csv").read_text().splitlines()
+    rows = {r["server"]: r for r in csv.DictReader(x for x in lines if not x.startswith("#"))}
+    ours = rows[CARV_ESTIMATE]
+    assert float(ours["16"]) == pytest.approx(490.5 / 500)
+    assert float(ours["16 error"]) == pytest.approx(0.5 / 500)  # half the spread of two rounds
+    assert (
+        float(rows["mosec 0.9.8"]["CPU, ms"]) == 1.0 and rows["mosec 0.9.8"]["window, ms"] == "2.0"
+    )
+    assert rows["BentoML 1.4.40"]["interface"] == "left out"
+    assert "a / b" in rows["BentoML 1.4.40"]["failed"]
+    verdicts = {target.claim: target for target in book.targets}
+    assert len(verdicts) == 3 and all(target.met for target in verdicts.values())
+    lead = next(t for claim, t in verdicts.items() if "1.3 times" in claim)
+    assert lead.measured.startswith(f"{490.5 / 350.5:.3f}")
+    check_picture(tmp_path / "peers_simulated.png")
+    every = (tmp_path / "peers_rounds.csv").read_text().splitlines()
+    assert len([line for line in every if line.startswith("simulated,")]) == 18
+    assert book.notes == [
+        "Other work on the machine took 0.25 cores on average over the windows, at most 0.25."
+    ]
+    book.write_summary(60.0, finished=False)
+    assert "Broken off" in (tmp_path / "summary.md").read_text()
+    documents = tmp_path / "docs"
+    write_document(book, documents, [workload])
+    page = (documents / "peers.md").read_text()
+    assert "images/peers_peers_simulated.png" in page and "| mosec 0.9.8 |" in page
+    assert ORIGIN.line() in page and (documents / "data/peers/peers_rounds.csv").is_file()
+
+
+def test_a_target_that_is_missed(workload: Workload, tmp_path: Path) -> None:
+    slower = lap()
+    slower.readings = [
+        replace(r, rate=400.0) if r.contender == CARV_PREDICT else r for r in slower.readings
+    ]
+    book = Book("peers", tmp_path, ORIGIN)
+    write_results(book, slower, [workload], PEERS[:1])
+    missed = [target.claim for target in book.targets if not target.met]
+    assert len(missed) == 2 and "0.97" in missed[0] and "1.3 times" in missed[1]
+
+
+def test_nothing_measured_is_no_failure(workload: Workload, tmp_path: Path) -> None:
+    book = Book("peers", tmp_path, ORIGIN)
+    write_results(book, Lap(), [workload], PEERS)
+    assert not book.targets and (tmp_path / "peers_rounds.csv").is_file()
+
+
+def bench(tmp_path: Path, *arguments: str) -> int:
+    return cli.main(["bench", "peers", "--output", str(tmp_path / "out"), *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--minutes=9"], "'9' is not a number of minutes, 10 or more"),
+        (["--quick", "--minutes", "20"], "not allowed with argument"),
+        (["--rounds", "0"], "'0' is not a whole number above 0"),
+        (["--peer", "torchserve"], "invalid choice: 'torchserve'"),
+        (["--workload", "all"], "invalid choice: 'all'"),
+    ],
+)
+def test_arguments_that_cannot_be_used(
+    tmp_path: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        bench(tmp_path, *arguments)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert bench(tmp_path, "--docs", str(tmp_path / "file")) == 2
+    assert f"cannot write to {tmp_path / 'file'}" in capsys.readouterr().err
+
+
+def test_the_plan_of_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+
+    def measured(plan: Plan) -> int:
+        plans.append(plan)
+        return 130
+
+    monkeypatch.setattr(peers_run, "prepare", lambda plan: plan)
+    monkeypatch.setattr(peers_run, "measure_in_private", measured)
+    assert bench(tmp_path, "--quick", "--peer", "mosec", "--workload", "simulated") == 130
+    assert bench(tmp_path, "--minutes", "60") == 130
+    quick, full = plans
+    assert (quick.peers, quick.workloads, quick.rounds) == (["mosec"], ["simulated"], 1)
+    assert full.peers == [peer.id for peer in PEERS] and full.rounds == 4
+    assert quick.seconds < full.seconds
+    assert windows(30, 4, 6, ["simulated"]) > windows(30, 4, 6, ["simulated", "network"]) >= 1.0

@@ -19,6 +19,7 @@ METHODS = [
     "ListTeachers",
     "GetTeacher",
     "CreateConditioning",
+    "CreateLatents",
     "EstimateGradient",
     "PredictNoise",
     "RefineGradient",
@@ -106,6 +107,7 @@ def _good(channel: grpc.Channel) -> dict[str, list[Message]]:
         "ListTeachers": [pb.ListTeachersRequest()],
         "GetTeacher": [pb.GetTeacherRequest(teacher="mixture")],
         "CreateConditioning": [pb.CreateConditioningRequest(source=s) for s in sources],
+        "CreateLatents": [pb.CreateLatentsRequest(latents=explicit.latents)],
         "EstimateGradient": [estimate_request(handles), explicit, table],
         "PredictNoise": [predict_request(handles[0], [3, 700])],
         "RefineGradient": [refined],
@@ -118,6 +120,7 @@ ALLOWED = {
     "INVALID_FIELD",
     "TEACHER_NOT_FOUND",
     "CONDITIONING_NOT_FOUND",
+    "LATENTS_NOT_FOUND",
     "NON_FINITE_RESULT",
 }
 

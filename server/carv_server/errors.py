@@ -54,7 +54,7 @@ def handles_gone(
                 f"handle {handle[:80]!r} is unknown to this teacher or has expired; "
                 "create it again",
             )
-            for field, handle in (*conditionings.items(), *latents.items())
+            for field, handle in (*latents.items(), *conditionings.items())
         ],
     )
 

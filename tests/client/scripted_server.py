@@ -151,9 +151,8 @@ class ScriptedServer:
                         piece = await self._say(answer, context)
                         if not isinstance(answer, float):
                             await context.write(piece)
-            except asyncio.CancelledError:
+            finally:  # a client that leaves looks like one that half-closes to who reads
                 self.cancelled.set()
-                raise
 
         return handle
 

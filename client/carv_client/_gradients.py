@@ -216,7 +216,8 @@ class GradientCalls(TeacherCalls):
         server. A future that nobody holds any more costs nothing once it is answered.
 
         A request without a seed is given one here. When the connection breaks it is sent again,
-        as often as a call would be, with the same seed, and so with the same draws.
+        as often as a call would be, with the same seed: the same noise, and the same timesteps
+        too unless their law is learned from a past that another server does not have.
 
         With ``draws="auto"`` mark the work in between with ``planner.upstream()``: where it
         overlaps the waiting it cannot be told from it. The plan is the cheapest in the sum of

@@ -22,8 +22,8 @@ T = TypeVar("T")
 class Pipeline:
     """EstimateGradient over a stream that is opened again when it breaks.
 
-    A broken stream says nothing of the requests on it, which are then sent again: with the same
-    seed they are the same draws. Where no stream is to be had (an older server, a proxy), or it
+    A broken stream says nothing of the requests on it, which are then sent again, with the same
+    seed. Where no stream is to be had (an older server, a proxy), or it
     broke for a cause that may lie with one of its requests, they go as calls of their own, so
     that each gets its own verdict.
     """

@@ -117,7 +117,8 @@ class PendingLoss:
     def __init__(
         self, latents: torch.Tensor, coming: Future[Estimate], reduction: Reduction
     ) -> None:
-        self._latents, self._coming, self._reduction = latents, coming, reduction
+        self._latents, self._coming = latents, coming
+        self._reduction: Reduction = reduction
 
     def done(self) -> bool:
         """Whether ``loss`` and ``estimate`` return, or raise, without waiting."""

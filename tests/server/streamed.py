@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import grpc.aio
 
@@ -14,6 +14,7 @@ from tests.server.wire import Failure, failure_of, path
 __all__ = ["Stream", "details_of"]
 
 _SECONDS = 20.0
+_EOF: Any = cast(Any, grpc.aio).EOF
 
 
 class Stream:
@@ -39,7 +40,7 @@ class Stream:
     async def answer(self) -> pb.StreamGradientsResponse:
         """The next one."""
         data = await asyncio.wait_for(self.call.read(), _SECONDS)
-        assert data is not grpc.aio.EOF, "the stream ended"
+        assert data is not _EOF, "the stream ended"
         return pb.StreamGradientsResponse.FromString(data)
 
     async def answers(self, count: int) -> dict[int, pb.StreamGradientsResponse]:
@@ -56,7 +57,7 @@ class Stream:
 
     async def ended(self) -> None:
         """It must end well, with no more answers."""
-        assert await asyncio.wait_for(self.call.read(), _SECONDS) is grpc.aio.EOF
+        assert await asyncio.wait_for(self.call.read(), _SECONDS) is _EOF
 
     async def failure(self, errors: int = 0) -> Failure:
         """How it ends; it must fail, with so many answers before at most, and they errors."""

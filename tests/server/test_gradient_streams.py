@@ -90,8 +90,8 @@ def test_64_in_flight_are_answered_out_of_order_each_as_if_alone() -> None:
 Change = Callable[[pb.StreamGradientsRequest], object]
 
 
-def _set(**values: Any) -> Change:
-    def change(message: pb.StreamGradientsRequest) -> None:
+def _set(**values: Any) -> Callable[[Any], None]:
+    def change(message: Any) -> None:
         for name, value in values.items():
             setattr(message, name, value)
 

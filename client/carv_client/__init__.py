@@ -29,6 +29,7 @@ from carv_client._errors import (
     UnsentRequestError,
 )
 from carv_client._guidance import guidance_branches
+from carv_client._kept import KeptLatents
 from carv_client._options import EstimateOptions
 from carv_client._profile_types import ProfileBin, TeacherProfile
 from carv_client._sync import ReplyIterator, TeacherClient
@@ -64,6 +65,7 @@ __all__ = [
     "FieldViolation",
     "InternalError",
     "InvalidRequestError",
+    "KeptLatents",
     "Limits",
     "MessageTooLargeError",
     "NoisePrediction",

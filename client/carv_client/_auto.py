@@ -42,12 +42,18 @@ async def estimate_planned(
     planner: DrawPlanner,
     teacher: Teacher,
     deadline: Deadline,
+    *,
+    renders: int,
+    overlapping: bool,
 ) -> Estimate:
     """Fill in K, ask, and let the planner learn from the answer.
 
     A baseline probe that fails or takes long is done without: the gradient is at hand by then.
+
+    Args:
+        renders: R.
+        overlapping: the caller works meanwhile: that is upstream work, and no waiting.
     """
-    renders = _requests.render_count(request.latents)
     branches = len(request.objective.branches)
     choice = planner.choose(
         renders,
@@ -60,7 +66,7 @@ async def estimate_planned(
     request.return_half_estimates = choice.half_estimates
     request.return_draws = True  # the norms of the draws say what a uniform draw varies
     baseline = None
-    with planner.waiting():
+    with contextlib.nullcontext() if overlapping else planner.waiting():
         clock = asyncio.get_running_loop().time
         start = clock()
         estimate = await ask(request, deadline)

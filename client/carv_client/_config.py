@@ -31,6 +31,10 @@ class ClientConfig:
     retry_max_seconds: float = 5.0
     """Longest such wait. A server that asks for a longer one (RetryInfo) is heeded."""
 
+    max_in_flight: int = 32
+    """Most submitted requests without an answer; ``submit`` waits for a place among them. A
+    server's own limit (``Limits.max_stream_requests``) may be lower and is kept."""
+
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     """Largest request sent and largest reply taken. The server has a limit of its own."""
 
@@ -63,6 +67,8 @@ class ClientConfig:
             raise ValueError("address is empty")
         if self.retry_attempts < 1:
             raise ValueError(f"retry_attempts is {self.retry_attempts}; it must be at least 1")
+        if self.max_in_flight < 1:
+            raise ValueError(f"max_in_flight is {self.max_in_flight}; it must be at least 1")
         if self.timeout_seconds is not None and self.timeout_seconds <= 0:
             raise ValueError(f"timeout_seconds is {self.timeout_seconds}; it must be above 0")
         if (self.certificate_chain is None) != (self.private_key is None):

@@ -19,12 +19,21 @@ Any other gRPC status is a plain CarvError.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from carv.errors import STATUS_METADATA_KEY, ErrorDetails, FieldViolation, Reason, decode_status
+from carv.errors import (
+    STATUS_METADATA_KEY,
+    ErrorDetails,
+    FieldViolation,
+    Reason,
+    decode_status,
+    read_status,
+)
+from carv.rpc import status_pb2 as rpc
 
 __all__ = [
     "AuthenticationError",
@@ -42,6 +51,7 @@ __all__ = [
     "UnsentRequestError",
     "error_class",
     "from_rpc_error",
+    "from_status",
     "invalid",
 ]
 
@@ -177,13 +187,28 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> CarvError:
             decoded = decode_status(value if isinstance(value, bytes) else value.encode())
             if decoded is not None and decoded[0] == code.value[0]:
                 message, details = decoded[1] or message, decoded[2]
-    reason = details.reason
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in message:
-        reason = Reason.MESSAGE_TOO_LARGE.value  # gRPC itself refused: it knows no rich status
-    return error_class(code, reason)(
+        # gRPC itself refused: it knows no rich status.
+        details = replace(details, reason=Reason.MESSAGE_TOO_LARGE.value)
+    return _made(code, message, details)
+
+
+def from_status(status: rpc.Status) -> CarvError:
+    """The exception for a request that a stream's answer says has failed."""
+    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    decoded = read_status(status)
+    details = ErrorDetails(reason="") if decoded is None else decoded[2]
+    return _made(code, status.message, details)
+
+
+_CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def _made(code: grpc.StatusCode, message: str, details: ErrorDetails) -> CarvError:
+    return error_class(code, details.reason)(
         message or code.name,
         code,
-        reason,
+        details.reason,
         details.metadata,
         details.violations,
         details.retry_delay_seconds,

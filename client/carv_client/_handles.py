@@ -1,4 +1,4 @@
-"""Conditionings and the handles that stand for them: creation, and quiet re-creation.
+"""Handles of conditionings and latents: creation, and quiet re-creation.
 
 A server may drop a handle at any time after its expiry, or at a restart. Every call that uses
 handles goes through ``Handles.call`` or ``Handles.stream``, which then create them anew and call
@@ -8,7 +8,9 @@ once more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+import math
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -17,15 +19,22 @@ from google.protobuf.message import Message
 from carv.errors import Reason
 from carv.v1 import teacher_service_pb2 as pb
 from carv.v1.conditioning_pb2 import ConditioningSource
+from carv.v1.tensor_pb2 import Tensor
 from carv_client import _replies, _requests
 from carv_client._errors import CarvError, NotFoundError
-from carv_client._transport import CREATE_CONDITIONING, Deadline, Rpc, Transport
+from carv_client._kept import KeptLatents
+from carv_client._rpcs import CREATE_CONDITIONING, CREATE_LATENTS, Rpc
+from carv_client._transport import Deadline, Transport
 from carv_client._types import Conditioning
 
-__all__ = ["Handles"]
+__all__ = ["Handled", "Handles"]
 
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
+T = TypeVar("T")
+
+Handled = Conditioning | KeptLatents
+"""What a handle stands for."""
 
 _REMEMBERED = 256
 
@@ -35,12 +44,25 @@ class Handles:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._renewed: dict[Conditioning, str] = {}
+        self._renewed: dict[Handled, str] = {}
+        self._renewed_at: dict[Handled, float] = {}
+        self._renewing: weakref.WeakValueDictionary[Handled, asyncio.Lock]
+        self._renewing = weakref.WeakValueDictionary()
         self._backgrounds: dict[tuple[str, str | None], Conditioning] = {}
 
     def of(self, conditionings: Iterable[Conditioning]) -> list[str]:
         """The handles to send today."""
-        return [self._renewed.get(each, each.handle) for each in conditionings]
+        return [self.now(each) for each in conditionings]
+
+    def now(self, used: Handled) -> str:
+        """The handle to send today."""
+        return self._renewed.get(used, used.handle)
+
+    async def keep(self, latents: Tensor, teacher: str, deadline: Deadline) -> KeptLatents:
+        """Have the server keep latents."""
+        request = pb.CreateLatentsRequest(teacher=teacher, latents=latents)
+        reply = await self._transport.call(CREATE_LATENTS, request, deadline)
+        return _replies.kept_latents(reply.latents, teacher, latents)
 
     async def create(
         self,
@@ -58,7 +80,10 @@ class Handles:
             if blended:
                 request.source.blend.handles[:] = self.of(blended)
 
-        reply = await self.call(CREATE_CONDITIONING, request, fill, blended, deadline)
+        def send() -> Awaitable[pb.CreateConditioningResponse]:
+            return self._transport.call(CREATE_CONDITIONING, request, deadline)
+
+        reply = await self.call(send, fill, blended, deadline)
         return [
             _replies.conditioning(message, teacher, label, part, blended)
             for message, (label, part) in zip(reply.conditionings, parts, strict=True)
@@ -80,39 +105,40 @@ class Handles:
 
     async def call(
         self,
-        rpc: Rpc[Request, Reply],
-        request: Request,
+        send: Callable[[], Awaitable[T]],
         fill: Callable[[], None],
-        used: Iterable[Conditioning],
+        used: Iterable[Handled],
         deadline: Deadline,
-    ) -> Reply:
-        """Call; where a handle is gone create all of ``used`` again and call once more.
+    ) -> T:
+        """Send a request; where a handle is gone create what may be of ``used`` again, and send
+        once more.
 
-        ``fill`` writes the handles of ``used`` into ``request``.
+        ``fill`` writes the handles of ``used`` into the request.
         """
         fill()
-        used = set(used)
+        sent = asyncio.get_running_loop().time()
         try:
-            return await self._transport.call(rpc, request, deadline)
+            return await send()
         except NotFoundError as error:
-            if not _gone(error, used):
+            gone = _gone(error, used)
+            if not gone:
                 raise
-        await self._renew_all(used, deadline)
+        await self._renew_all(gone, sent, deadline)
         fill()
-        return await self._transport.call(rpc, request, deadline)
+        return await send()
 
     async def stream(
         self,
         rpc: Rpc[Request, Reply],
         request: Request,
         fill: Callable[[], None],
-        used: Iterable[Conditioning],
+        used: Iterable[Handled],
         deadline: Deadline,
     ) -> AsyncGenerator[Reply]:
         """As ``call``, for a stream; handles are made again only ahead of its first reply."""
-        used = set(used)
         for renewable in (True, False):
             fill()
+            sent = asyncio.get_running_loop().time()
             received = False
             try:
                 async with aclosing(self._transport.stream(rpc, request, deadline)) as replies:
@@ -121,26 +147,42 @@ class Handles:
                         yield reply
                 return
             except NotFoundError as error:
-                if not renewable or received or not _gone(error, used):
+                gone = _gone(error, used)
+                if not renewable or received or not gone:
                     raise
-            await self._renew_all(used, deadline)
+            await self._renew_all(gone, sent, deadline)
 
-    async def _renew_all(self, used: Iterable[Conditioning], deadline: Deadline) -> None:
-        await asyncio.gather(*(self._renew(each, deadline) for each in used))
+    async def _renew_all(self, gone: Iterable[Handled], sent: float, deadline: Deadline) -> None:
+        await asyncio.gather(*(self._renew(each, sent, deadline) for each in gone))
 
-    async def _renew(self, conditioning: Conditioning, deadline: Deadline) -> None:
-        source = ConditioningSource.FromString(conditioning.source)
-        parts = [(conditioning.label, source)]
-        teacher, blend = conditioning.teacher, conditioning.blend
-        made = await self.create(parts, source, teacher, deadline, blend)
-        self._renewed.pop(conditioning, None)
-        if made[0].handle != conditioning.handle:  # the same content mostly has the same address
-            _remember(self._renewed, conditioning, made[0].handle)
+    async def _renew(self, used: Handled, sent: float, deadline: Deadline) -> None:
+        """Create again, unless a request in flight beside has done so since ``sent``."""
+        lock = self._renewing.setdefault(used, asyncio.Lock())
+        async with lock:
+            if self._renewed_at.get(used, -math.inf) >= sent:
+                return
+            made = await self._create_again(used, deadline)
+            self._renewed.pop(used, None)
+            if made.handle != used.handle:  # the same content mostly has the same address
+                _remember(self._renewed, used, made.handle)
+            _remember(self._renewed_at, used, asyncio.get_running_loop().time())
+
+    async def _create_again(self, used: Handled, deadline: Deadline) -> Handled:
+        if isinstance(used, KeptLatents):
+            return await self.keep(Tensor.FromString(used.tensor), used.teacher, deadline)
+        source = ConditioningSource.FromString(used.source)
+        parts = [(used.label, source)]
+        return (await self.create(parts, source, used.teacher, deadline, used.blend))[0]
 
 
-def _gone(error: CarvError, used: set[Conditioning]) -> bool:
-    """Whether making ``used`` again may help."""
-    return error.reason == Reason.CONDITIONING_NOT_FOUND.value and bool(used)
+def _gone(error: CarvError, used: Iterable[Handled]) -> set[Handled]:
+    """What of ``used`` may have to be made again. An error of latents names conditionings too,
+    where both are gone; conditionings are small, latents are not."""
+    if error.reason == Reason.LATENTS_NOT_FOUND.value:
+        return set(used)
+    if error.reason == Reason.CONDITIONING_NOT_FOUND.value:
+        return {each for each in used if isinstance(each, Conditioning)}
+    return set()
 
 
 K = TypeVar("K")

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy.typing as npt
 
+from carv.v1 import teacher_service_pb2 as pb
 from carv.v1.objective_pb2 import Objective
 from carv.v1.tensor_pb2 import Tensor
 from carv_client import _requests
 from carv_client._errors import invalid
 from carv_client._guidance import guidance_coefficients
-from carv_client._handles import Handles
+from carv_client._handles import Handled, Handles
+from carv_client._kept import KeptLatents, LatentsLike
 from carv_client._transport import Deadline
 from carv_client._types import (
     Branch,
@@ -24,7 +26,15 @@ from carv_client._types import (
     as_tuple,
 )
 
-__all__ = ["ObjectiveSettings", "Question", "one_teacher", "pose"]
+__all__ = [
+    "ObjectiveSettings",
+    "Posed",
+    "Question",
+    "encode_latents",
+    "one_teacher",
+    "pose",
+    "render_count",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,37 +50,64 @@ class ObjectiveSettings:
     weighting: NamedWeighting | npt.ArrayLike = "sds"
     branches: Sequence[Branch] | None = None
     noise_coefficient: npt.ArrayLike = -1.0
-    reference_latents: npt.ArrayLike | None = None
+    reference_latents: LatentsLike | None = None
     wire_dtype: WireDtype | None = None
+
+
+Posed = pb.EstimateGradientRequest | pb.RefineGradientRequest | pb.ProfileTeacherRequest
+"""Requests that ask a question."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a request asks about; the objective's branches have no handles yet."""
+    """What a request asks about; the objective has no handles yet."""
 
     teacher: str
-    latents: Tensor
+    latents: Tensor | KeptLatents
+    reference: KeptLatents | None
     objective: Objective
     terms: Sequence[Branch]
 
     @property
-    def conditionings(self) -> list[Conditioning]:
-        """All that the branches use."""
-        return _conditionings(self.terms)
+    def renders(self) -> int:
+        """R."""
+        return render_count(self.latents)
 
-    def filler(self, handles: Handles, objective: Objective) -> Callable[[], None]:
-        """A function that writes the handles of now into a request's objective."""
+    @property
+    def used(self) -> list[Handled]:
+        """All that is named by a handle."""
+        kept = [each for each in (self.latents, self.reference) if isinstance(each, KeptLatents)]
+        return [*_conditionings(self.terms), *kept]
+
+    def put(self, request: Posed) -> None:
+        """Write the question into a request, all but its handles."""
+        request.teacher = self.teacher
+        if isinstance(self.latents, Tensor):
+            request.latents.CopyFrom(self.latents)
+        request.objective.CopyFrom(self.objective)
+
+    def filler(self, handles: Handles, request: Posed) -> Callable[[], None]:
+        """A function that writes the handles of now into a request."""
 
         def fill() -> None:
-            for message, term in zip(objective.branches, self.terms, strict=True):
+            for message, term in zip(request.objective.branches, self.terms, strict=True):
                 message.conditionings[:] = handles.of(as_tuple(term.conditioning))
+            if isinstance(self.latents, KeptLatents):
+                request.latents_handle = handles.now(self.latents)
+            if self.reference is not None:
+                request.objective.reference_latents_handle = handles.now(self.reference)
 
         return fill
 
 
+def render_count(latents: Tensor | KeptLatents) -> int:
+    """R."""
+    return latents.shape[0] if latents.shape else 1
+
+
 async def pose(
     handles: Handles,
-    latents: npt.ArrayLike,
+    latents: LatentsLike,
     conditioning: Conditionings | None,
     settings: ObjectiveSettings,
     deadline: Deadline,
@@ -80,11 +117,16 @@ async def pose(
     Raises:
         CarvError: contradictory arguments, and what ``create_conditioning`` raises.
     """
-    encoded = _requests.tensor("latents", latents, settings.wire_dtype)
+    encoded = encode_latents("latents", latents, settings.wire_dtype)
+    reference = None
+    if settings.reference_latents is not None:
+        field = "reference_latents"
+        reference = encode_latents(field, settings.reference_latents, settings.wire_dtype)
     given = None if conditioning is None else as_tuple(conditioning)
     branches = settings.branches
     used = (given or ()) if branches is None else tuple(_conditionings(branches))
-    teacher = one_teacher(settings.teacher or "", used)
+    kept = [each for each in (encoded, reference) if isinstance(each, KeptLatents)]
+    teacher = one_teacher(settings.teacher or "", [*used, *kept])
     if branches is not None:
         if conditioning is not None or settings.negative_prompt is not None:
             raise invalid("branches", "replaces conditioning and negative_prompt: give one")
@@ -97,10 +139,20 @@ async def pose(
         settings.weighting,
         settings.timestep_range,
         settings.prior,
-        settings.reference_latents,
-        settings.wire_dtype,
     )
-    return Question(teacher, encoded, objective, terms)
+    if isinstance(reference, Tensor):
+        objective.reference_latents.CopyFrom(reference)
+        reference = None
+    return Question(teacher, encoded, reference, objective, terms)
+
+
+def encode_latents(
+    field: str, latents: LatentsLike, wire_dtype: WireDtype | None
+) -> Tensor | KeptLatents:
+    """Values as a tensor; what is kept stays as it is."""
+    if isinstance(latents, KeptLatents):
+        return latents
+    return _requests.tensor(field, latents, wire_dtype)
 
 
 async def _guide(
@@ -129,14 +181,14 @@ def _conditionings(branches: Iterable[Branch]) -> list[Conditioning]:
     return [each for branch in branches for each in as_tuple(branch.conditioning)]
 
 
-def one_teacher(teacher: str, conditionings: Iterable[Conditioning]) -> str:
-    """The teacher to ask: the one named, else the one that the conditionings belong to.
+def one_teacher(teacher: str, used: Iterable[Handled]) -> str:
+    """The teacher to ask: the one named, else the one that what is used belongs to.
 
     Raises:
         InvalidRequestError: they disagree.
     """
-    named = {each.teacher for each in conditionings if each.teacher}
+    named = {each.teacher for each in used if each.teacher}
     if len(named | ({teacher} - {""})) > 1:
         every = ", ".join(sorted(named | {teacher} - {""}))
-        raise invalid("teacher", f"conditionings and teacher disagree: {every}")
+        raise invalid("teacher", f"what is used and teacher disagree: {every}")
     return teacher or next(iter(named), "")

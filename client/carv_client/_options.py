@@ -1,20 +1,43 @@
-"""The keyword arguments of ``estimate_gradient`` as a type."""
+"""The keyword arguments of ``estimate_gradient`` as types."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypedDict
+
 import numpy.typing as npt
 
+from carv_client._kept import LatentsLike
 from carv_client._types import (
+    Branch,
     ControlVariate,
     Coupling,
     Draws,
-    ObjectiveOptions,
+    Guidance,
+    NamedWeighting,
     Proposal,
     Sampler,
+    WireDtype,
 )
 from carv_client.planner import DrawPlanner
 
-__all__ = ["EstimateOptions"]
+__all__ = ["EstimateOptions", "ObjectiveOptions"]
+
+
+class ObjectiveOptions(TypedDict, total=False):
+    """The keyword arguments of ``estimate_gradient`` that say what is estimated."""
+
+    guidance_scale: float
+    guidance: Guidance
+    negative_prompt: str | None
+    teacher: str | None
+    timestep_range: tuple[float, float]
+    prior: npt.ArrayLike | None
+    weighting: NamedWeighting | npt.ArrayLike
+    branches: Sequence[Branch] | None
+    noise_coefficient: npt.ArrayLike
+    reference_latents: LatentsLike | None
+    wire_dtype: WireDtype | None
 
 
 class EstimateOptions(ObjectiveOptions, total=False):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 from carv.tensors import decode_tensor, dtype_name
-from carv.v1 import conditioning_pb2, sampling_pb2, teacher_pb2, teacher_service_pb2
+from carv.v1 import (
+    conditioning_pb2,
+    latents_pb2,
+    sampling_pb2,
+    teacher_pb2,
+    teacher_service_pb2,
+)
+from carv.v1.tensor_pb2 import Tensor
+from carv_client._kept import KeptLatents
 from carv_client._profile_types import ProfileBin, TeacherProfile
 from carv_client._types import (
     Conditioning,
@@ -20,7 +28,15 @@ from carv_client._types import (
     frozen,
 )
 
-__all__ = ["conditioning", "estimate", "noise_prediction", "profile", "refined", "teacher"]
+__all__ = [
+    "conditioning",
+    "estimate",
+    "kept_latents",
+    "noise_prediction",
+    "profile",
+    "refined",
+    "teacher",
+]
 
 
 def teacher(message: teacher_pb2.Teacher) -> Teacher:
@@ -53,6 +69,9 @@ def teacher(message: teacher_pb2.Teacher) -> Teacher:
             max_evaluations=limits.max_evaluations,
             max_prompts=limits.max_prompts,
             max_prompt_characters=limits.max_prompt_characters,
+            max_stream_requests=limits.max_stream_requests,
+            max_kept_latents=limits.max_kept_latents,
+            max_kept_latents_bytes=limits.max_kept_latents_bytes,
         ),
         scaling_factor=message.latent_scaling.scaling_factor,
         shift_factor=message.latent_scaling.shift_factor,
@@ -70,14 +89,24 @@ def conditioning(
     blend: tuple[Conditioning, ...] = (),
 ) -> Conditioning:
     """A conditioning that remembers the source it was made from."""
-    expires = message.HasField("expire_time")
     return Conditioning(
         handle=message.handle,
         teacher=teacher,
         label=label,
-        expire_time=message.expire_time.ToDatetime(tzinfo=UTC) if expires else None,
+        expire_time=_expire_time(message),
         source=source.SerializeToString(deterministic=True),
         blend=blend,
+    )
+
+
+def kept_latents(message: latents_pb2.Latents, teacher: str, tensor: Tensor) -> KeptLatents:
+    """Kept latents that remember what was sent."""
+    return KeptLatents(
+        handle=message.handle,
+        teacher=teacher,
+        shape=tuple(tensor.shape),
+        expire_time=_expire_time(message),
+        tensor=tensor.SerializeToString(),
     )
 
 
@@ -226,6 +255,12 @@ def profile(message: teacher_service_pb2.Profile) -> TeacherProfile:
         draws_spent=message.draws_spent,
         evaluations_spent=message.evaluations_spent,
     )
+
+
+def _expire_time(message: conditioning_pb2.Conditioning | latents_pb2.Latents) -> datetime | None:
+    if not message.HasField("expire_time"):
+        return None
+    return message.expire_time.ToDatetime(tzinfo=UTC)
 
 
 def _array(message: Any) -> Any:

@@ -24,8 +24,8 @@ __all__ = [
     "objective",
     "profile",
     "refinement",
-    "render_count",
     "sampling",
+    "set_seed",
     "source",
     "tensor",
 ]
@@ -40,11 +40,6 @@ def tensor(field: str, values: npt.ArrayLike, dtype: str | None = None) -> Tenso
             return encode_tensor(values, dtype)
     except (TensorError, TypeError, ValueError) as error:
         raise invalid(field, str(error)) from error
-
-
-def render_count(latents: Tensor) -> int:
-    """R."""
-    return latents.shape[0] if latents.shape else 1
 
 
 def source(
@@ -83,10 +78,8 @@ def objective(
     weighting: npt.ArrayLike,
     timestep_range: tuple[float, float],
     prior: npt.ArrayLike | None,
-    reference_latents: npt.ArrayLike | None,
-    wire_dtype: str | None,
 ) -> objective_pb2.Objective:
-    """The objective, its branches still without handles."""
+    """The objective, its branches still without handles, and without reference latents."""
     pb = objective_pb2
     message = pb.Objective(
         branches=[
@@ -111,9 +104,6 @@ def objective(
         low, high = timestep_range
         message.prior.range.min_fraction = _number("timestep_range", low)
         message.prior.range.max_fraction = _number("timestep_range", high)
-    if reference_latents is not None:
-        reference = tensor("reference_latents", reference_latents, wire_dtype)
-        message.reference_latents.CopyFrom(reference)
     return message
 
 
@@ -142,20 +132,14 @@ def sampling(
 
 
 def refinement(
-    teacher: str,
-    latents: Tensor,
-    objective: objective_pb2.Objective,
     drawn: sampling_pb2.Sampling,
     *,
     target: float,
     max_draws: int,
     max_seconds: float,
 ) -> teacher_service_pb2.RefineGradientRequest:
-    """A RefineGradient without handles and seed."""
-    pb = teacher_service_pb2
-    request = _make("max_draws", pb.RefineGradientRequest, teacher=teacher, max_draws=max_draws)
-    request.latents.CopyFrom(latents)
-    request.objective.CopyFrom(objective)
+    """A RefineGradient without its question and seed."""
+    request = _make("max_draws", teacher_service_pb2.RefineGradientRequest, max_draws=max_draws)
     request.sampling.CopyFrom(drawn)
     request.target_relative_standard_error = _number("target_relative_standard_error", target)
     request.max_seconds = _number("max_seconds", max_seconds)
@@ -163,29 +147,42 @@ def refinement(
 
 
 def profile(
-    teacher: str,
-    latents: Tensor,
-    objective: objective_pb2.Objective,
     bins: int,
     draws_per_bin: int,
     history: str,
     warm: bool,
 ) -> teacher_service_pb2.ProfileTeacherRequest:
-    """A profile; zero bins or draws would mean the server's choice, so they are refused here."""
+    """A ProfileTeacher without its question and seed.
+
+    Zero bins or draws would mean the server's choice, so they are refused here.
+    """
     for field, value in (("bins", bins), ("draws_per_bin", draws_per_bin)):
         if value == 0:
             raise invalid(field, "0; must be at least 2")
     return _make(
         "profile",
         teacher_service_pb2.ProfileTeacherRequest,
-        teacher=teacher,
-        latents=latents,
-        objective=objective,
         bins=bins,
         draws_per_bin=draws_per_bin,
         history=history,
         warm=warm,
     )
+
+
+def set_seed(
+    request: teacher_service_pb2.EstimateGradientRequest
+    | teacher_service_pb2.RefineGradientRequest
+    | teacher_service_pb2.PredictNoiseRequest
+    | teacher_service_pb2.ProfileTeacherRequest,
+    seed: int | None,
+) -> None:
+    """None leaves the choice to the server."""
+    if seed is None:
+        return
+    try:
+        request.seed = seed
+    except (TypeError, ValueError) as error:
+        raise invalid("seed", f"{seed!r} is not an integer in [0, 2^64)") from error
 
 
 def explicit_draws(

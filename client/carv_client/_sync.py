@@ -1,128 +1,26 @@
-"""The blocking client: a thin facade over ``AsyncTeacherClient``.
-
-gRPC's asyncio wants one event loop for each process, so all blocking clients of a process
-share one background thread that runs one. It is a daemon, stopped and drained at exit.
-"""
+"""The blocking client: a thin facade over ``AsyncTeacherClient``."""
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import concurrent.futures
 import functools
 import os
-import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from carv_client._client import AsyncTeacherClient
 from carv_client._config import DEFAULT_ADDRESS, ClientConfig
 from carv_client._errors import ClientClosedError
+from carv_client._loop_thread import FORKED, LoopThread, loop_thread
 from carv_client.planner import DrawPlanner
 
 __all__ = ["ReplyIterator", "TeacherClient"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_EXIT_SECONDS = 5.0
-
-
-class _LoopThread:
-    """An event loop in a daemon thread, and the clients that are open on it."""
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.clients: weakref.WeakSet[AsyncTeacherClient] = weakref.WeakSet()
-        self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(_quiet_pollers)
-        self._thread = threading.Thread(target=self._main, name="carv-client", daemon=True)
-        self._thread.start()
-        atexit.register(self._stop)
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end, from any thread. An interrupt cancels it."""
-        if threading.current_thread() is self._thread:
-            work.close()
-            raise RuntimeError("a blocking call inside the client's own event loop")
-        try:
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError:  # the loop is closed: the interpreter is exiting
-            work.close()
-            raise ClientClosedError("the interpreter is shutting down") from None
-        try:
-            return future.result()
-        except concurrent.futures.CancelledError:
-            raise ClientClosedError("the client was closed during the call") from None
-        except BaseException:
-            future.cancel()
-            raise
-
-    def discard(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Close what was dropped without ``close``; does not wait."""
-        if os.getpid() != self.pid or self._loop.is_closed():
-            return
-
-        def start() -> None:
-            task = self._loop.create_task(close())
-            self._discarded.add(task)
-            task.add_done_callback(self._discarded.discard)
-
-        self._loop.call_soon_threadsafe(start)
-
-    def _main(self) -> None:
-        self._discarded: set[asyncio.Task[None]] = set()
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_forever()
-        finally:
-            self._loop.run_until_complete(self._drain())
-            self._loop.close()
-
-    async def _drain(self) -> None:
-        for client in list(self.clients):
-            await client.close()
-        rest = asyncio.all_tasks() - {cast("asyncio.Task[Any]", asyncio.current_task())}
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-        await self._loop.shutdown_asyncgens()
-
-    def _stop(self) -> None:
-        if os.getpid() == self.pid and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(_EXIT_SECONDS)
-
-
-def _quiet_pollers(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """gRPC's pollers race for one descriptor where a process runs a second event loop (a server,
-    say); the loser's BlockingIOError means nothing (grpc/grpc issue 25364)."""
-    handle = str(context.get("handle", ""))
-    if isinstance(context.get("exception"), BlockingIOError) and "_handle_events" in handle:
-        return
-    loop.default_exception_handler(context)
-
-
-_lock = threading.Lock()
-_thread: _LoopThread | None = None
-
-
-def _loop_thread() -> _LoopThread:
-    global _thread
-    with _lock:
-        if _thread is None:
-            _thread = _LoopThread()
-        if _thread.pid != os.getpid():
-            raise ClientClosedError(_FORKED)
-        return _thread
-
-
-_FORKED = (
-    "this process was forked after a TeacherClient was opened, and gRPC does not survive a fork; "
-    'start workers with the "spawn" method'
-)
 
 
 def _blocking(
@@ -149,6 +47,18 @@ def _streaming(
     return call
 
 
+def _submitting(
+    method: Callable[Concatenate[AsyncTeacherClient, P], Coroutine[Any, Any, asyncio.Future[T]]],
+) -> Callable[Concatenate[TeacherClient, P], concurrent.futures.Future[T]]:
+    """The same method, with a future for threads, and the same signature and documentation."""
+
+    @functools.wraps(method)
+    def call(self: TeacherClient, /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        return self._submit(method, *args, **kwargs)  # pyright: ignore[reportPrivateUsage]
+
+    return call
+
+
 class ReplyIterator(Iterator[T]):
     """The replies of a stream, each waited for in the thread that asks for it.
 
@@ -157,7 +67,7 @@ class ReplyIterator(Iterator[T]):
     """
 
     def __init__(
-        self, client: TeacherClient, thread: _LoopThread, replies: AsyncGenerator[T]
+        self, client: TeacherClient, thread: LoopThread, replies: AsyncGenerator[T]
     ) -> None:
         self._client = client  # kept open while its stream is in use
         self._thread = thread
@@ -170,7 +80,7 @@ class ReplyIterator(Iterator[T]):
 
     def __next__(self) -> T:
         if os.getpid() != self._thread.pid:
-            raise ClientClosedError(_FORKED)
+            raise ClientClosedError(FORKED)
         found = self._thread.run(_next(self._replies))
         if not found:
             self._finalizer.detach()
@@ -200,6 +110,11 @@ async def _next(replies: AsyncGenerator[T]) -> tuple[T] | tuple[()]:
     return ()
 
 
+async def _wait_for(coming: asyncio.Future[T], client: TeacherClient) -> T:
+    """``client`` stays open for what is in flight, whoever lets go of it."""
+    return await coming
+
+
 async def _aclose(replies: AsyncGenerator[Any]) -> None:
     await replies.aclose()
 
@@ -219,9 +134,10 @@ class TeacherClient:
         target: str | ClientConfig = DEFAULT_ADDRESS,
         *,
         jitter: Callable[[], float] | None = None,
+        new_seed: Callable[[], int] | None = None,
     ) -> None:
-        self._client = AsyncTeacherClient(target, jitter=jitter)
-        self._thread = _loop_thread()
+        self._client = AsyncTeacherClient(target, jitter=jitter, new_seed=new_seed)
+        self._thread = loop_thread()
         self._thread.clients.add(self._client)
         self._closed = False
         self._finalizer = weakref.finalize(self, self._thread.discard, self._client.close)
@@ -267,9 +183,20 @@ class TeacherClient:
         self._check_open()
         return ReplyIterator(self, self._thread, method(self._client, *args, **kwargs))
 
+    def _submit(
+        self,
+        method: Callable[
+            Concatenate[AsyncTeacherClient, P], Coroutine[Any, Any, asyncio.Future[T]]
+        ],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> concurrent.futures.Future[T]:
+        self._check_open()
+        return self._thread.start(_wait_for(self._run(method, *args, **kwargs), self))
+
     def _check_open(self) -> None:
         if os.getpid() != self._thread.pid:
-            raise ClientClosedError(_FORKED)
+            raise ClientClosedError(FORKED)
         if self._closed:
             raise ClientClosedError("the client is closed")
 
@@ -281,6 +208,8 @@ class TeacherClient:
     get_teacher = _blocking(AsyncTeacherClient.get_teacher)
     create_conditioning = _blocking(AsyncTeacherClient.create_conditioning)
     estimate_gradient = _blocking(AsyncTeacherClient.estimate_gradient)
+    submit = _submitting(AsyncTeacherClient.submit)
+    keep_latents = _blocking(AsyncTeacherClient.keep_latents)
     predict_noise = _blocking(AsyncTeacherClient.predict_noise)
     refine_gradient = _streaming(AsyncTeacherClient.refine_gradient)
     profile_teacher = _blocking(AsyncTeacherClient.profile_teacher)

@@ -1,4 +1,4 @@
-"""The one choke point: every RPC goes through ``Transport.call`` or ``Transport.stream``.
+"""The one choke point: every RPC goes through ``Transport``.
 
 Deadlines, retries, message limits and error mapping live here and nowhere else. gRPC's own
 retries are off, so that there is one policy: UNAVAILABLE is always retried,
@@ -10,18 +10,18 @@ again only while nothing of it has arrived.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from carv.errors import FieldViolation, Reason
-from carv.v1 import teacher_service_pb2 as pb
 from carv.v1 import tensor_pb2
+from carv_client._channel import open_channel
 from carv_client._config import ClientConfig
 from carv_client._errors import (
     CarvError,
@@ -33,45 +33,18 @@ from carv_client._errors import (
     UnavailableError,
     from_rpc_error,
 )
+from carv_client._rpcs import Rpc
 
 __all__ = [
-    "CREATE_CONDITIONING",
-    "ESTIMATE_GRADIENT",
-    "GET_TEACHER",
-    "LIST_TEACHERS",
-    "PREDICT_NOISE",
-    "PROFILE_TEACHER",
-    "REFINE_GRADIENT",
     "Deadline",
-    "Rpc",
     "Transport",
+    "closed",
     "retry_wait",
 ]
 
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
-
-_SERVICE = pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
-
-
-@dataclass(frozen=True)
-class Rpc(Generic[Request, Reply]):
-    """One method of the service: its name and message types."""
-
-    name: str
-    request: type[Request]
-    reply: type[Reply]
-
-
-LIST_TEACHERS = Rpc("ListTeachers", pb.ListTeachersRequest, pb.ListTeachersResponse)
-GET_TEACHER = Rpc("GetTeacher", pb.GetTeacherRequest, pb.GetTeacherResponse)
-CREATE_CONDITIONING = Rpc(
-    "CreateConditioning", pb.CreateConditioningRequest, pb.CreateConditioningResponse
-)
-ESTIMATE_GRADIENT = Rpc("EstimateGradient", pb.EstimateGradientRequest, pb.EstimateGradientResponse)
-PREDICT_NOISE = Rpc("PredictNoise", pb.PredictNoiseRequest, pb.PredictNoiseResponse)
-REFINE_GRADIENT = Rpc("RefineGradient", pb.RefineGradientRequest, pb.RefineGradientResponse)
-PROFILE_TEACHER = Rpc("ProfileTeacher", pb.ProfileTeacherRequest, pb.ProfileTeacherResponse)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,6 +66,22 @@ class Deadline:
         if self.moment is None:
             return None
         return self.moment - asyncio.get_running_loop().time()
+
+    def left_for(self, rpc: Rpc[Any, Any]) -> float | None:
+        """Seconds left to a call; raises DeadlineExceededError where there are none."""
+        left = self.remaining()
+        if left is not None and left <= 0:
+            raise self.passed(rpc)
+        return left
+
+    def passed(self, rpc: Rpc[Any, Any]) -> DeadlineExceededError:
+        """The error of a call that was not answered in time."""
+        return DeadlineExceededError(
+            f"no reply to {rpc.name} within {self.seconds} s", grpc.StatusCode.DEADLINE_EXCEEDED
+        )
+
+
+_NEVER = Deadline(None, None)
 
 
 def retry_wait(
@@ -137,14 +126,28 @@ class Transport:
         Raises:
             CarvError: as drawn in ``carv_client._errors``.
         """
-        data = self._serialize(request)
-        attempt = 0
+        data = self.serialize(request)  # once, however often it is sent
+        return await self.retried(lambda: self._send(rpc, data, deadline), deadline)
+
+    async def call_once(
+        self, rpc: Rpc[Request, Reply], request: Request, deadline: Deadline
+    ) -> Reply:
+        """As ``call``, for a caller that retries by itself."""
+        return await self._send(rpc, self.serialize(request), deadline)
+
+    async def retried(self, attempt: Callable[[], Awaitable[T]], deadline: Deadline) -> T:
+        """Attempt something, again where that helps.
+
+        Raises:
+            CarvError: of the last attempt.
+        """
+        attempts = 0
         while True:
-            attempt += 1
+            attempts += 1
             try:
-                return _parse(rpc, await self._send(rpc, data, deadline))
+                return await attempt()
             except CarvError as error:
-                wait = self._wait(error, attempt, deadline)
+                wait = self._wait(error, attempts, deadline)
                 if wait is None:
                     raise
             await asyncio.sleep(wait)
@@ -157,7 +160,7 @@ class Transport:
         Raises:
             CarvError: as ``call``, also after some replies.
         """
-        data = self._serialize(request)
+        data = self.serialize(request)
         attempt = 0
         while True:
             attempt += 1
@@ -174,6 +177,24 @@ class Transport:
                     raise
             await asyncio.sleep(wait)
 
+    async def exchange(
+        self, rpc: Rpc[Request, Reply], requests: AsyncIterator[bytes]
+    ) -> AsyncGenerator[Reply]:
+        """One stream both ways, without deadline or retries: sends what ``requests`` yields, and
+        yields what comes. Closing the generator cancels the call.
+
+        Raises:
+            CarvError: as the stream ends.
+        """
+        with self._mapped(rpc, _NEVER):
+            channel = cast(Any, self._open())
+            call = channel.stream_stream(rpc.path)(requests, metadata=self._metadata)
+            try:
+                async for piece in cast("AsyncIterator[bytes]", call):
+                    yield _parse(rpc, piece)
+            finally:
+                call.cancel()  # does nothing to a call that is over
+
     async def close(self) -> None:
         """Close the channel; calls in flight end with ClientClosedError. May be repeated."""
         self._closed = True
@@ -181,7 +202,12 @@ class Transport:
         if channel is not None:
             await channel.close()
 
-    def _serialize(self, request: Message) -> bytes:
+    def serialize(self, request: Message) -> bytes:
+        """The bytes to send.
+
+        Raises:
+            MessageTooLargeError: above ``ClientConfig.max_message_bytes``.
+        """
         size, limit = request.ByteSize(), self._config.max_message_bytes
         if size > limit:
             field = _largest_field(request)
@@ -200,12 +226,11 @@ class Transport:
         left = deadline.remaining()
         return None if wait is None or (left is not None and wait >= left) else wait
 
-    async def _send(self, rpc: Rpc[Any, Any], data: bytes, deadline: Deadline) -> bytes:
+    async def _send(self, rpc: Rpc[Any, Reply], data: bytes, deadline: Deadline) -> Reply:
         with self._mapped(rpc, deadline) as left:
-            # Bytes in, bytes out: retries do not serialize again.
             channel = cast(Any, self._open())
-            method = channel.unary_unary(f"/{_SERVICE}/{rpc.name}")
-            return cast(bytes, await method(data, timeout=left, metadata=self._metadata))
+            method = channel.unary_unary(rpc.path)
+            return _parse(rpc, await method(data, timeout=left, metadata=self._metadata))
         raise AssertionError("an error was swallowed")
 
     async def _receive(
@@ -213,7 +238,7 @@ class Transport:
     ) -> AsyncGenerator[bytes]:
         with self._mapped(rpc, deadline) as left:
             channel = cast(Any, self._open())
-            method = channel.unary_stream(f"/{_SERVICE}/{rpc.name}")
+            method = channel.unary_stream(rpc.path)
             call = method(data, timeout=left, metadata=self._metadata)
             try:
                 async for piece in cast("AsyncIterator[bytes]", call):
@@ -224,55 +249,31 @@ class Transport:
     @contextmanager
     def _mapped(self, rpc: Rpc[Any, Any], deadline: Deadline) -> Iterator[float | None]:
         """One attempt: the seconds it may take, and its errors as this library's."""
-        left = deadline.remaining()
-        if left is not None and left <= 0:
-            raise _expired(rpc, deadline)
+        left = deadline.left_for(rpc)
         try:
             yield left
         except grpc.aio.AioRpcError as error:
             if self._closed:
-                raise _closed() from None
+                raise closed() from None
             mapped = from_rpc_error(error)
             if isinstance(mapped, DeadlineExceededError) and not mapped.reason:
-                raise _expired(rpc, deadline) from error
+                raise deadline.passed(rpc) from error
             raise mapped from (None if mapped.reason else error)  # a rich status says it all
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._closed and (task is None or not task.cancelling()):
-                raise _closed() from None  # closing the channel cancels its calls
+                raise closed() from None  # closing the channel cancels its calls
             raise
 
     def _open(self) -> grpc.aio.Channel:
         if self._closed:
-            raise _closed()
+            raise closed()
         loop = asyncio.get_running_loop()
         if self._channel is None:
-            self._channel, self._loop = _open_channel(self._config), loop
+            self._channel, self._loop = open_channel(self._config), loop
         elif loop is not self._loop:
             raise RuntimeError("an AsyncTeacherClient belongs to the event loop that first used it")
         return self._channel
-
-
-def _open_channel(config: ClientConfig) -> grpc.aio.Channel:
-    reconnect = int(config.retry_initial_seconds * 1000)
-    options = [
-        ("grpc.max_send_message_length", config.max_message_bytes),
-        ("grpc.max_receive_message_length", config.max_message_bytes),
-        ("grpc.enable_retries", 0),
-        ("grpc.keepalive_time_ms", int(config.keepalive_seconds * 1000)),
-        ("grpc.keepalive_timeout_ms", int(config.keepalive_timeout_seconds * 1000)),
-        ("grpc.http2.ping_timeout_ms", int(config.keepalive_timeout_seconds * 1000)),
-        # Without these the channel itself would refuse to reconnect for longer than we wait.
-        ("grpc.initial_reconnect_backoff_ms", max(reconnect, 100)),
-        ("grpc.max_reconnect_backoff_ms", max(int(config.retry_max_seconds * 1000), 100)),
-        ("grpc.use_local_subchannel_pool", 1),
-    ]
-    if not config.secure:
-        return grpc.aio.insecure_channel(config.address, options=options)
-    credentials = grpc.ssl_channel_credentials(
-        config.root_certificates, config.private_key, config.certificate_chain
-    )
-    return grpc.aio.secure_channel(config.address, credentials, options=options)
 
 
 def _parse(rpc: Rpc[Any, Reply], data: bytes) -> Reply:
@@ -303,11 +304,6 @@ def _largest_field(message: Message) -> str:
     return ".".join(path)
 
 
-def _expired(rpc: Rpc[Any, Any], deadline: Deadline) -> DeadlineExceededError:
-    return DeadlineExceededError(
-        f"no reply to {rpc.name} within {deadline.seconds} s", grpc.StatusCode.DEADLINE_EXCEEDED
-    )
-
-
-def _closed() -> ClientClosedError:
+def closed() -> ClientClosedError:
+    """The error of a call that ``close`` has ended."""
     return ClientClosedError("the client is closed")

@@ -27,7 +27,6 @@ __all__ = [
     "Limits",
     "NamedWeighting",
     "NoisePrediction",
-    "ObjectiveOptions",
     "Proposal",
     "RefinedEstimate",
     "Sampler",
@@ -118,6 +117,12 @@ class Limits:
     """R · K · branches."""
     max_prompts: int
     max_prompt_characters: int
+    max_stream_requests: int = 0
+    """In flight on one stream; 0 from a server that has no streams."""
+    max_kept_latents: int = 0
+    """Latents kept by handle; over it the least recently used go first."""
+    max_kept_latents_bytes: int = 0
+    """Likewise, as float32; latents of more bytes are not kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,22 +303,6 @@ class NoisePrediction:
     queue_seconds: float
     compute_seconds: float
     total_seconds: float
-
-
-class ObjectiveOptions(TypedDict, total=False):
-    """The keyword arguments of ``estimate_gradient`` that say what is estimated."""
-
-    guidance_scale: float
-    guidance: Guidance
-    negative_prompt: str | None
-    teacher: str | None
-    timestep_range: tuple[float, float]
-    prior: npt.ArrayLike | None
-    weighting: NamedWeighting | npt.ArrayLike
-    branches: Sequence[Branch] | None
-    noise_coefficient: npt.ArrayLike
-    reference_latents: npt.ArrayLike | None
-    wire_dtype: WireDtype | None
 
 
 def as_tuple(conditioning: Conditionings) -> tuple[Conditioning, ...]:

@@ -7,6 +7,7 @@ away in 16-bit latents. Here backward hands the gradient itself to ``latents``.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import Future
 from typing import Any, Literal, Unpack, cast
 
 import numpy as np
@@ -18,7 +19,14 @@ from carv_client._sync import TeacherClient
 from carv_client._types import Conditionings, Estimate
 from carv_client.planner import Vjp
 
-__all__ = ["attach_gradient", "score_distillation", "score_distillation_with_estimate", "vjp_of"]
+__all__ = [
+    "PendingLoss",
+    "attach_gradient",
+    "score_distillation",
+    "score_distillation_with_estimate",
+    "submit_score_distillation",
+    "vjp_of",
+]
 
 Reduction = Literal["mean", "sum"]
 
@@ -71,13 +79,64 @@ def score_distillation_with_estimate(
 ) -> tuple[torch.Tensor, Estimate]:
     """``score_distillation``, and the estimate behind it with its diagnostics."""
     _divisor(latents, reduction)  # a bad reduction is told before anything is spent
-    reference = options.get("reference_latents")
-    if isinstance(reference, torch.Tensor):
-        options["reference_latents"] = _to_numpy(reference)
-    if options.get("wire_dtype") is None and latents.dtype == torch.bfloat16:
-        options["wire_dtype"] = "bfloat16"
+    _convert(latents, options)
     estimate = client.estimate_gradient(_to_numpy(latents), conditioning, **options)
     return attach_gradient(latents, estimate.gradient, reduction), estimate
+
+
+def submit_score_distillation(
+    latents: torch.Tensor,
+    conditioning: Conditionings | None = None,
+    *,
+    client: TeacherClient,
+    reduction: Reduction = "mean",
+    **options: Unpack[EstimateOptions],
+) -> PendingLoss:
+    """``score_distillation`` by ``TeacherClient.submit``: returns at once, so that the next view
+    is rendered while the teacher works on this one.
+
+        pending = [
+            submit_score_distillation(render(view), conditioning, client=client) for view in views
+        ]
+        torch.stack([each.loss() for each in pending]).mean().backward()
+        optimiser.step()
+
+    The graph behind ``latents`` is kept until the loss is let go of. Backpropagate through it
+    before the optimiser's next step: that changes parameters in place, and autograd refuses a
+    graph whose parameters have changed since.
+    """
+    _divisor(latents, reduction)
+    _convert(latents, options)
+    coming = client.submit(_to_numpy(latents), conditioning, **options)
+    return PendingLoss(latents, coming, reduction)
+
+
+class PendingLoss:
+    """A loss whose gradient is still on its way; made by ``submit_score_distillation``."""
+
+    def __init__(
+        self, latents: torch.Tensor, coming: Future[Estimate], reduction: Reduction
+    ) -> None:
+        self._latents, self._coming = latents, coming
+        self._reduction: Reduction = reduction
+
+    def done(self) -> bool:
+        """Whether ``loss`` and ``estimate`` return, or raise, without waiting."""
+        return self._coming.done()
+
+    def cancel(self) -> bool:
+        """Give the request up; False where it is over."""
+        return self._coming.cancel()
+
+    def estimate(self, timeout: float | None = None) -> Estimate:
+        """Wait for the estimate, at most so many seconds; raises what ``estimate_gradient``
+        raises, or TimeoutError."""
+        return self._coming.result(timeout)
+
+    def loss(self, timeout: float | None = None) -> torch.Tensor:
+        """Wait likewise; the loss of ``score_distillation``."""
+        estimate = self.estimate(timeout)
+        return attach_gradient(self._latents, estimate.gradient, self._reduction)
 
 
 def attach_gradient(
@@ -166,6 +225,15 @@ def _divisor(latents: torch.Tensor, reduction: str) -> int:
     if reduction == "sum":
         return 1
     raise ValueError(f'reduction is {reduction!r}; it is "mean" or "sum"')
+
+
+def _convert(latents: torch.Tensor, options: EstimateOptions) -> None:
+    """Options to what the client takes."""
+    reference = options.get("reference_latents")
+    if isinstance(reference, torch.Tensor):
+        options["reference_latents"] = _to_numpy(reference)
+    if options.get("wire_dtype") is None and latents.dtype == torch.bfloat16:
+        options["wire_dtype"] = "bfloat16"
 
 
 def _to_numpy(latents: torch.Tensor) -> npt.NDArray[Any]:

@@ -3,7 +3,8 @@ of the rich status that carries it.
 
 A failed call ends with a gRPC code, a message, and in the trailing metadata a serialized
 ``google.rpc.Status`` holding ``ErrorInfo`` (always), ``BadRequest`` (all field violations
-at once) and ``RetryInfo`` (wherever retrying helps).
+at once) and ``RetryInfo`` (wherever retrying helps). A request that fails on a
+StreamGradients is answered with the same status as a message.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ __all__ = [
     "Reason",
     "decode_status",
     "encode_status",
+    "make_status",
+    "read_status",
 ]
 
 DOMAIN = "carv"
@@ -45,12 +48,18 @@ class Reason(StrEnum):
     """No teacher of that id is registered."""
     CONDITIONING_NOT_FOUND = "CONDITIONING_NOT_FOUND"
     """A conditioning handle is unknown or has expired: create it again."""
+    LATENTS_NOT_FOUND = "LATENTS_NOT_FOUND"
+    """A latents handle is unknown or has expired: send the latents again. Conditioning handles
+    that are gone too are named in the same error."""
     MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
     """The request, or the reply it asks for, is over the message limit."""
     QUEUE_FULL = "QUEUE_FULL"
-    """The queue is at its bound: retry after the given delay."""
+    """The queue, or what may be in flight on a stream, is at its bound: retry after the given
+    delay."""
     DEADLINE_EXPIRED = "DEADLINE_EXPIRED"
     """The deadline passed before the work was done; what was left was not computed."""
+    CANCELLED = "CANCELLED"
+    """A request on a stream that its client has cancelled."""
     DRAINING = "DRAINING"
     """The server is shutting down and takes no new work."""
     NON_FINITE_RESULT = "NON_FINITE_RESULT"
@@ -62,6 +71,7 @@ class Reason(StrEnum):
     """A defect of the server."""
 
 
+_CANCELLED = 1
 _INVALID_ARGUMENT = 3
 _DEADLINE_EXCEEDED = 4
 _NOT_FOUND = 5
@@ -74,9 +84,11 @@ STATUS_CODES: Mapping[Reason, int] = {
     Reason.INVALID_FIELD: _INVALID_ARGUMENT,
     Reason.TEACHER_NOT_FOUND: _NOT_FOUND,
     Reason.CONDITIONING_NOT_FOUND: _NOT_FOUND,
+    Reason.LATENTS_NOT_FOUND: _NOT_FOUND,
     Reason.MESSAGE_TOO_LARGE: _RESOURCE_EXHAUSTED,
     Reason.QUEUE_FULL: _RESOURCE_EXHAUSTED,
     Reason.DEADLINE_EXPIRED: _DEADLINE_EXCEEDED,
+    Reason.CANCELLED: _CANCELLED,
     Reason.DRAINING: _UNAVAILABLE,
     Reason.NON_FINITE_RESULT: _INTERNAL,
     Reason.REPLICA_FAILED: _INTERNAL,
@@ -104,8 +116,8 @@ class ErrorDetails:
     retry_delay_seconds: float | None = None
 
 
-def encode_status(code: int, message: str, details: ErrorDetails) -> bytes:
-    """Serialize a ``google.rpc.Status``."""
+def make_status(code: int, message: str, details: ErrorDetails) -> rpc.Status:
+    """A ``google.rpc.Status`` as a message."""
     status = rpc.Status(code=code, message=message)
     info = rpc.ErrorInfo(reason=details.reason, domain=DOMAIN, metadata=dict(details.metadata))
     status.details.append(Any(type_url=_TYPE_URL + "ErrorInfo", value=info.SerializeToString()))
@@ -124,20 +136,31 @@ def encode_status(code: int, message: str, details: ErrorDetails) -> bytes:
         status.details.append(
             Any(type_url=_TYPE_URL + "RetryInfo", value=retry.SerializeToString())
         )
-    return status.SerializeToString()
+    return status
+
+
+def encode_status(code: int, message: str, details: ErrorDetails) -> bytes:
+    """Serialize a ``google.rpc.Status``."""
+    return make_status(code, message, details).SerializeToString()
 
 
 def decode_status(data: bytes) -> tuple[int, str, ErrorDetails] | None:
-    """Parse a ``google.rpc.Status`` to (code, message, details).
+    """As ``read_status``, from bytes; None also for bytes that are no status."""
+    try:
+        return read_status(rpc.Status.FromString(data))
+    except DecodeError:
+        return None
 
-    Returns None for bytes that are no status; an unknown detail is passed over, and the
-    reason is empty where there is no ErrorInfo.
+
+def read_status(status: rpc.Status) -> tuple[int, str, ErrorDetails] | None:
+    """(code, message, details) of a ``google.rpc.Status``; None where a detail does not parse.
+
+    An unknown detail is passed over, and the reason is empty where there is no ErrorInfo.
     """
     reason, metadata = "", dict[str, str]()
     violations: list[FieldViolation] = []
     delay: float | None = None
     try:
-        status = rpc.Status.FromString(data)
         for detail in status.details:
             kind = detail.type_url.rpartition("/")[2]
             if kind == "google.rpc.ErrorInfo":

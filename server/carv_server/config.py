@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from carv import DEFAULT_MAX_MESSAGE_BYTES
-from carv_server.conditioning import StoreConfig
 from carv_server.history import HistoryConfig
+from carv_server.latents import DEFAULT_LATENT_STORE
 from carv_server.request import RequestLimits
 from carv_server.scheduling.config import SchedulerConfig
+from carv_server.store import StoreConfig
 from carv_server.teachers.registry import EMBEDDED, TeacherRegistration
 
 __all__ = ["ServerConfig"]
@@ -26,6 +27,8 @@ class ServerConfig:
         torch_threads: CPU threads of one forward; 0 leaves it to torch.
         max_message_bytes: largest request or reply.
         drain_seconds: how long in-flight requests may take after SIGTERM.
+        store: bounds of the conditionings kept, over all teachers.
+        latents: bounds of the latents kept for each teacher.
     """
 
     address: str = "127.0.0.1:50051"
@@ -37,5 +40,6 @@ class ServerConfig:
     drain_seconds: float = 30.0
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    latents: StoreConfig = DEFAULT_LATENT_STORE
     history: HistoryConfig = field(default_factory=HistoryConfig)
     limits: RequestLimits = field(default_factory=RequestLimits)

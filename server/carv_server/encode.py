@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from carv.tensors import encode_tensor
 from carv.v1 import sampling_pb2, teacher_pb2, teacher_service_pb2, tensor_pb2
@@ -18,6 +19,7 @@ from carv_server.sampling.prediction import PredictionType
 from carv_server.sampling.proposals import Proposal
 from carv_server.sampling.schedule import ScheduleKind
 from carv_server.sampling.timesteps import TimestepSampler
+from carv_server.store import StoreConfig
 from carv_server.teachers.protocol import TeacherDescription
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "encode_refined",
     "encode_sampling",
     "encode_teacher",
+    "encode_time",
 ]
 
 _PREDICTION_TYPES = {
@@ -83,6 +86,7 @@ def encode_teacher(
     *,
     device: str,
     limits: RequestLimits,
+    kept_latents: StoreConfig,
     max_message_bytes: int,
     evaluation_seconds: float,
     with_schedule: bool,
@@ -122,6 +126,9 @@ def encode_teacher(
             max_evaluations=limits.max_evaluations,
             max_prompts=limits.max_prompts,
             max_prompt_characters=limits.max_prompt_characters,
+            max_stream_requests=limits.max_stream_requests,
+            max_kept_latents=kept_latents.max_entries,
+            max_kept_latents_bytes=kept_latents.max_bytes,
         ),
         latent_scaling=teacher_pb2.LatentScaling(
             scaling_factor=description.scaling_factor, shift_factor=description.shift_factor
@@ -130,6 +137,13 @@ def encode_teacher(
         device=device,
         description=description.description,
     )
+
+
+def encode_time(seconds: float) -> Timestamp:
+    """A wall-clock moment."""
+    stamp = Timestamp()
+    stamp.FromNanoseconds(int(seconds * 1e9))
+    return stamp
 
 
 def encode_sampling(resolved: Resolved, draws: int, history: str) -> sampling_pb2.Sampling:

@@ -40,17 +40,21 @@ def invalid(violations: Sequence[FieldViolation]) -> RequestError:
     return _listed(Reason.INVALID_FIELD, violations)
 
 
-def handles_gone(handles: Mapping[str, str]) -> RequestError:
-    """CONDITIONING_NOT_FOUND for handles by the fields that hold them."""
+def handles_gone(
+    conditionings: Mapping[str, str], latents: Mapping[str, str] | None = None
+) -> RequestError:
+    """LATENTS_NOT_FOUND where any are of latents, else CONDITIONING_NOT_FOUND, for handles by
+    the fields that hold them."""
+    latents = latents or {}
     return _listed(
-        Reason.CONDITIONING_NOT_FOUND,
+        Reason.LATENTS_NOT_FOUND if latents else Reason.CONDITIONING_NOT_FOUND,
         [
             FieldViolation(
                 field,
                 f"handle {handle[:80]!r} is unknown to this teacher or has expired; "
                 "create it again",
             )
-            for field, handle in handles.items()
+            for field, handle in (*latents.items(), *conditionings.items())
         ],
     )
 

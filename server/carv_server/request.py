@@ -36,6 +36,7 @@ class RequestLimits:
         max_prompts: prompts or class ids in one CreateConditioning.
         max_prompt_characters: length of one prompt.
         max_history_characters: length of a history's label.
+        max_stream_requests: requests in flight on one StreamGradients.
     """
 
     max_draws: int = 1024
@@ -45,6 +46,7 @@ class RequestLimits:
     max_prompts: int = 256
     max_prompt_characters: int = 2000
     max_history_characters: int = 64
+    max_stream_requests: int = 64
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from carv_server.conditioning import ConditioningStore
 from carv_server.config import ServerConfig
 from carv_server.front import Front
 from carv_server.history import DrawHistories
+from carv_server.latents import LatentStore
 from carv_server.replicas.inprocess import InProcessReplica
 from carv_server.scheduler import Scheduler
 from carv_server.service import ServedTeacher, TeacherService
@@ -86,7 +87,13 @@ class RunningServer:
             )
             scheduler = Scheduler([replica], config.scheduler, time.monotonic)
             histories = DrawHistories(teacher.description.schedule, config.history)
-            self._served[teacher_id] = ServedTeacher(teacher_id, [replica], scheduler, histories)
+            self._served[teacher_id] = ServedTeacher(
+                teacher_id,
+                [replica],
+                scheduler,
+                histories,
+                LatentStore(config.latents, time.time),
+            )
         service = TeacherService(
             self._served,
             ConditioningStore(config.store, time.time),
@@ -95,7 +102,13 @@ class RunningServer:
             lambda: secrets.randbits(64),
             self._workers,
         )
-        self._front = Front(service, config.max_message_bytes, self._workers, time.monotonic)
+        self._front = Front(
+            service,
+            config.max_message_bytes,
+            self._workers,
+            time.monotonic,
+            config.limits.max_stream_requests,
+        )
         self._hurry = asyncio.Event()
         # The module gains its `aio` attribute at import, out of a type checker's sight.
         self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]

@@ -62,7 +62,16 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--max-draws", _at_least(1), 1024, "K, draws per render")
     add("--max-renders", _at_least(1), 256, "R, renders per request")
     add("--max-evaluations", _at_least(1), 16384, "evaluations per request")
+    add("--max-stream-requests", _at_least(1), 64, "requests in flight on one StreamGradients")
     add("--conditioning-ttl", _at_least(1), 3600, "seconds a handle outlives its last use")
+    add("--latents-ttl", _at_least(1), 600, "seconds that kept latents outlive their last use")
+    add("--max-kept-latents", _at_least(1), 1024, "latents kept for each teacher")
+    add(
+        "--max-kept-latents-mib",
+        _at_least(1),
+        256,
+        "bytes of latents kept for each teacher, as float32, MiB",
+    )
     add(
         "--history-draws",
         _at_least(1),
@@ -103,12 +112,12 @@ def _run(arguments: argparse.Namespace) -> int:
         stream=sys.stderr,
     )
     # torch and diffusers take seconds to import: not before the arguments are known good.
-    from carv_server.conditioning import StoreConfig
     from carv_server.config import ServerConfig
     from carv_server.history import HistoryConfig
     from carv_server.request import RequestLimits
     from carv_server.scheduler import SchedulerConfig
     from carv_server.serve import load_teachers, serve_until_signalled
+    from carv_server.store import StoreConfig
     from carv_server.teachers.registry import EMBEDDED, parse_registration
 
     texts = arguments.teacher or list(filter(None, os.environ.get("CARV_TEACHER", "").split(";")))
@@ -127,6 +136,11 @@ def _run(arguments: argparse.Namespace) -> int:
                 hold_fraction=arguments.hold_percent / 100,
             ),
             store=StoreConfig(seconds_to_live=arguments.conditioning_ttl),
+            latents=StoreConfig(
+                max_entries=arguments.max_kept_latents,
+                max_bytes=arguments.max_kept_latents_mib * _MIB,
+                seconds_to_live=arguments.latents_ttl,
+            ),
             history=HistoryConfig(
                 memory_draws=arguments.history_draws, max_histories=arguments.max_histories
             ),
@@ -134,6 +148,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 max_draws=arguments.max_draws,
                 max_renders=arguments.max_renders,
                 max_evaluations=arguments.max_evaluations,
+                max_stream_requests=arguments.max_stream_requests,
             ),
         )
         teachers = load_teachers(config)

@@ -10,11 +10,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from carv.errors import FieldViolation, Reason
 from carv.tensors import encode_tensor
-from carv.v1 import conditioning_pb2, teacher_pb2
+from carv.v1 import conditioning_pb2, latents_pb2, teacher_pb2
 from carv.v1 import teacher_service_pb2 as pb
 from carv_server.conditioning import ConditioningStore, blend_handle, source_handles
 from carv_server.encode import (
@@ -24,10 +22,12 @@ from carv_server.encode import (
     encode_refined,
     encode_sampling,
     encode_teacher,
+    encode_time,
 )
 from carv_server.errors import RequestError, invalid
 from carv_server.estimate import estimate_gradient, predict_noise
 from carv_server.history import DrawHistories
+from carv_server.latents import LatentStore, latents_handle
 from carv_server.profile import profile_teacher
 from carv_server.refine.call import refine_gradient
 from carv_server.replicas.protocol import Conditioning, Replica
@@ -35,6 +35,7 @@ from carv_server.request import DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
 from carv_server.scheduling.terms import Terms
 from carv_server.teachers.protocol import Source, SourceError
+from carv_server.validation.latents import check_create_latents
 from carv_server.validation.profile import check_profile
 from carv_server.validation.refine import check_refine
 from carv_server.validation.requests import check_estimate, check_predict
@@ -48,13 +49,14 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class ServedTeacher:
-    """A teacher, the replicas that hold it, the queue in front of them, and what their past draws
-    taught."""
+    """A teacher, the replicas that hold it, the queue in front of them, what their past draws
+    taught, and the latents kept for it."""
 
     id: str
     replicas: Sequence[Replica]
     scheduler: Scheduler
     histories: DrawHistories
+    latents: LatentStore
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,26 @@ class TeacherService:
             kept = await self._keep(teacher, source, handles)
         return pb.CreateConditioningResponse(
             conditionings=[
-                conditioning_pb2.Conditioning(handle=h, expire_time=_timestamp(kept[h]))
+                conditioning_pb2.Conditioning(handle=h, expire_time=encode_time(kept[h]))
                 for h in handles
             ],
             teacher_digest=digest,
+        )
+
+    async def create_latents(
+        self, request: pb.CreateLatentsRequest, call: Call
+    ) -> pb.CreateLatentsResponse:
+        teacher = self._teacher(request.teacher)
+        description, store = teacher.replicas[0].description, teacher.latents
+
+        def keep() -> latents_pb2.Latents:
+            checked = check_create_latents(request, description, self._limits, store.config)
+            handle = latents_handle(description.digest, request.latents)
+            expires = store.put(handle, checked)
+            return latents_pb2.Latents(handle=handle, expire_time=encode_time(expires))
+
+        return pb.CreateLatentsResponse(
+            latents=await self._aside(keep), teacher_digest=description.digest
         )
 
     async def estimate_gradient(
@@ -246,6 +264,7 @@ class TeacherService:
             replica.description,
             device=replica.device,
             limits=self._limits,
+            kept_latents=teacher.latents.config,
             max_message_bytes=self._max_message_bytes,
             evaluation_seconds=teacher.scheduler.evaluation_seconds,
             with_schedule=with_schedule,
@@ -257,6 +276,7 @@ class TeacherService:
             self._limits,
             self._max_message_bytes,
             self._resolver(teacher),
+            teacher.latents.get,
             self._new_seed,
         )
 
@@ -296,9 +316,3 @@ def _timings(call: Call, queue_seconds: float, compute_seconds: float) -> pb.Tim
         compute_seconds=compute_seconds,
         total_seconds=time.perf_counter() - call.started,
     )
-
-
-def _timestamp(seconds: float) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromNanoseconds(int(seconds * 1e9))
-    return stamp

@@ -26,6 +26,8 @@ REQUESTS = {
     "PredictNoise": pb.PredictNoiseRequest,
     "RefineGradient": pb.RefineGradientRequest,
     "ProfileTeacher": pb.ProfileTeacherRequest,
+    "CreateLatents": pb.CreateLatentsRequest,
+    "StreamGradients": pb.StreamGradientsRequest,
 }
 STREAMS = {"RefineGradient", "ProfileTeacher"}
 
@@ -45,7 +47,8 @@ class Refusal:
 
 
 Answer = Message | bytes | Refusal | float
-"""A reply, its bytes, a status to end with, or seconds to stall. A stream takes several."""
+"""A reply, its bytes, a status to end with, or seconds to stall. A stream takes several; on
+StreamGradients they answer one request, in the order of the requests."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class ScriptedServer:
     max_message_bytes: int = 4 * 1024 * 1024
     calls: list[Call] = field(default_factory=list[Call])
     address: str = ""
+    streams: int = 0
+    """StreamGradients that were opened."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     """Set once a client has left a stream."""
 
@@ -131,6 +136,26 @@ class ScriptedServer:
 
         return handle
 
+    def exchange(self, method: str) -> Callable[[Any, Any], Awaitable[None]]:
+        async def handle(requests: Any, context: Any) -> None:
+            self.streams += 1
+            try:
+                async for data in requests:
+                    request = REQUESTS[method].FromString(data)
+                    metadata = dict(context.invocation_metadata())
+                    self.calls.append(Call(method, request, metadata, time.monotonic(), None))
+                    answers = self.answer(method, request)
+                    if isinstance(answers, Message | bytes | Refusal | float | int):
+                        answers = [answers]
+                    for answer in answers:
+                        piece = await self._say(answer, context)
+                        if not isinstance(answer, float):
+                            await context.write(piece)
+            finally:  # a client that leaves looks like one that half-closes to who reads
+                self.cancelled.set()
+
+        return handle
+
     async def _say(self, answer: Answer, context: Any) -> bytes:
         if isinstance(answer, float):
             await asyncio.sleep(answer)
@@ -156,6 +181,8 @@ class _Handler(grpc.GenericRpcHandler):
         method = handler_call_details.method.rpartition("/")[2]
         if method not in REQUESTS:
             return None
+        if method == "StreamGradients":
+            return grpc.stream_stream_rpc_method_handler(self._server.exchange(method))
         kind = (
             grpc.unary_stream_rpc_method_handler
             if method in STREAMS

@@ -25,8 +25,9 @@ from carv_client import (
     TeacherClient,
     UnavailableError,
 )
+from carv_client._rpcs import REFINE_GRADIENT
 from carv_client._sync import ReplyIterator
-from carv_client._transport import REFINE_GRADIENT, Deadline
+from carv_client._transport import Deadline
 from tests.client.scripted_server import Answer, Refusal, ScriptedServer
 
 QUICK: dict[str, Any] = {"retry_initial_seconds": 0.01, "retry_max_seconds": 0.05}

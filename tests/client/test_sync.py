@@ -23,6 +23,7 @@ from carv_client import (
     EstimateOptions,
     TeacherClient,
 )
+from carv_client._drawing import DrawSettings
 from carv_client._objective import ObjectiveSettings
 from carv_client._options import ObjectiveOptions
 from tests.client.scripted_server import Refusal, ScriptedServer, fails_first
@@ -33,8 +34,8 @@ HEALTHY = fails_first(0, Refusal.of(Reason.INTERNAL))
 def methods(kind: type) -> dict[str, Any]:
     return {
         name: member
-        for name, member in vars(kind).items()
-        if inspect.isfunction(member) and not name.startswith("_")
+        for name, member in inspect.getmembers(kind, inspect.isfunction)
+        if not name.startswith("_")
     }
 
 
@@ -63,12 +64,14 @@ def test_estimate_options_are_the_keyword_arguments_of_estimate_gradient() -> No
 
 
 def test_every_question_has_the_objective_of_estimate_gradient() -> None:
-    """``profile_teacher`` takes the same keywords with the same defaults."""
+    """``profile_teacher`` and ``submit`` take the same keywords with the same defaults."""
     parameters = inspect.signature(AsyncTeacherClient.estimate_gradient).parameters
-    settings = dataclasses.fields(ObjectiveSettings)
-    assert {each.name for each in settings} == set(get_type_hints(ObjectiveOptions))
-    assert {each.name: each.default for each in settings} == {
-        each.name: parameters[each.name].default for each in settings
+    objective, drawing = dataclasses.fields(ObjectiveSettings), dataclasses.fields(DrawSettings)
+    options = set(get_type_hints(EstimateOptions)) - {"timeout"}
+    assert {each.name for each in objective} == set(get_type_hints(ObjectiveOptions))
+    assert {each.name for each in (*objective, *drawing)} == options
+    assert {each.name: each.default for each in (*objective, *drawing)} == {
+        name: parameters[name].default for name in options
     }
 
 

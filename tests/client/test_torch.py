@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from carv_client.torch import (
     attach_gradient,
     score_distillation,
     score_distillation_with_estimate,
+    submit_score_distillation,
     vjp_of,
 )
 
@@ -124,9 +126,41 @@ def test_sixteen_bit_latents_are_sent_as_they_are(analytic_server: str, dtype: t
     np.testing.assert_allclose(estimate.gradient, direct.gradient, rtol=1e-5, atol=1e-6)
 
 
-def test_a_wrong_reduction_is_told_before_anything_is_sent() -> None:
+@pytest.mark.parametrize("ask", [score_distillation, submit_score_distillation])
+def test_a_wrong_reduction_is_told_before_anything_is_sent(ask: Any) -> None:
     with TeacherClient("localhost:1") as client, pytest.raises(ValueError, match="reduction"):
-        score_distillation(latents(), client=client, reduction="max")  # type: ignore[arg-type]
+        ask(latents(), client=client, reduction="max")
+
+
+def test_losses_on_their_way_are_those_that_blocking_gives(analytic_server: str) -> None:
+    """Three views of one parameter, all in flight before the first backward pass."""
+    scales = [0.5, 1.0, 2.0]
+
+    def gradients(pipelined: bool) -> tuple[list[float], np.ndarray]:
+        weight = torch.ones(SHAPE[1:], dtype=torch.float64).requires_grad_()
+        with TeacherClient(analytic_server) as client:
+            conditioning = client.create_conditioning(class_id=1)
+            views = [(weight * latents().detach() * scale) for scale in scales]
+            if pipelined:
+                pending = [
+                    submit_score_distillation(x, conditioning, client=client, draws=4, seed=seed)
+                    for seed, x in enumerate(views)
+                ]
+                assert [each.estimate(30).seed for each in pending] == [0, 1, 2]
+                assert all(each.done() and not each.cancel() for each in pending)
+                losses = [each.loss() for each in pending]
+            else:
+                losses = [
+                    score_distillation(x, conditioning, client=client, draws=4, seed=seed)
+                    for seed, x in enumerate(views)
+                ]
+            torch.stack(losses).sum().backward()
+        assert weight.grad is not None
+        return [loss.item() for loss in losses], weight.grad.numpy()
+
+    (losses, gradient), (expected_losses, expected) = gradients(True), gradients(False)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_light_client_does_not_import_torch() -> None:

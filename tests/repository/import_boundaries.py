@@ -23,11 +23,11 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("bench",),  # reads the demo's scenes and encoder
     ("serve_command", "profile_plot", "demo"),  # the subcommands
     ("serve",),  # the composition root
-    ("front",),  # the gRPC front
+    ("front", "gradient_stream", "admission", "messages", "statuses"),  # the gRPC front
     ("config",),  # gathers the parts' own settings; no part reads it
     ("service",),
     ("encode",),
-    ("validation", "refine", "profile", "request", "estimate", "conditioning"),
+    ("validation", "refine", "profile", "request", "estimate", "conditioning", "latents", "store"),
     ("scheduler",),
     ("scheduling", "history"),
     ("replicas",),

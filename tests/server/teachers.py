@@ -12,10 +12,12 @@ import grpc.aio
 import torch
 
 from carv import DEFAULT_MAX_MESSAGE_BYTES
-from carv_server.conditioning import StoreConfig
 from carv_server.config import ServerConfig
+from carv_server.latents import DEFAULT_LATENT_STORE
+from carv_server.request import RequestLimits
 from carv_server.scheduler import SchedulerConfig
 from carv_server.serve import RunningServer
+from carv_server.store import StoreConfig
 from carv_server.teachers.analytic import AnalyticTeacher
 from carv_server.teachers.protocol import Source, Teacher, TeacherDescription, Tensors
 from tests.support.oracle import oracle_mixture, oracle_schedule
@@ -135,6 +137,8 @@ async def running(
     *,
     scheduler: SchedulerConfig | None = None,
     store: StoreConfig | None = None,
+    latents: StoreConfig = DEFAULT_LATENT_STORE,
+    limits: RequestLimits | None = None,
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
 ) -> AsyncIterator[tuple[RunningServer, grpc.aio.Channel]]:
     """A server on this event loop, and a raw channel to it."""
@@ -144,6 +148,8 @@ async def running(
         drain_seconds=10.0,
         scheduler=scheduler or SchedulerConfig(),
         store=store or StoreConfig(),
+        latents=latents,
+        limits=limits or RequestLimits(),
     )
     async with (
         RunningServer(config, {"mixture": teacher}) as server,

@@ -9,9 +9,10 @@ import torch
 
 from carv.errors import Reason
 from carv.v1 import conditioning_pb2
-from carv_server.conditioning import ConditioningStore, StoreConfig, blend_handle, source_handles
+from carv_server.conditioning import ConditioningStore, blend_handle, source_handles
 from carv_server.errors import RequestError
 from carv_server.replicas.protocol import Conditioning
+from carv_server.store import StoreConfig
 from carv_server.teachers.protocol import Classes, Prompts, RawTensors, Unconditional
 from carv_server.validation.sources import check_blend
 

@@ -11,17 +11,28 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from carv.errors import decode_status
 from carv.v1 import conditioning_pb2
 from carv.v1 import teacher_service_pb2 as pb
-from tests.server.wire import create, estimate_request, failure_of, predict_request, send, stream
+from tests.server.wire import (
+    create,
+    estimate_request,
+    failure_of,
+    path,
+    predict_request,
+    send,
+    stream,
+)
 
 METHODS = [
     "ListTeachers",
     "GetTeacher",
     "CreateConditioning",
+    "CreateLatents",
     "EstimateGradient",
     "PredictNoise",
     "RefineGradient",
+    "StreamGradients",
 ]
 MUTATIONS = 300
 
@@ -106,9 +117,14 @@ def _good(channel: grpc.Channel) -> dict[str, list[Message]]:
         "ListTeachers": [pb.ListTeachersRequest()],
         "GetTeacher": [pb.GetTeacherRequest(teacher="mixture")],
         "CreateConditioning": [pb.CreateConditioningRequest(source=s) for s in sources],
+        "CreateLatents": [pb.CreateLatentsRequest(latents=explicit.latents)],
         "EstimateGradient": [estimate_request(handles), explicit, table],
         "PredictNoise": [predict_request(handles[0], [3, 700])],
         "RefineGradient": [refined],
+        "StreamGradients": [
+            pb.StreamGradientsRequest(id=1, estimate=table, timeout_seconds=20.0),
+            pb.StreamGradientsRequest(id=2, cancel=pb.CancelGradient()),
+        ],
     }
 
 
@@ -118,17 +134,34 @@ ALLOWED = {
     "INVALID_FIELD",
     "TEACHER_NOT_FOUND",
     "CONDITIONING_NOT_FOUND",
+    "LATENTS_NOT_FOUND",
     "NON_FINITE_RESULT",
+    "DEADLINE_EXPIRED",  # of a request on a stream, within no time
 }
 
 
 def _outcome(channel: grpc.Channel, method: str, request: Message | bytes) -> str:
     try:
+        if method == "StreamGradients":
+            return _streamed(channel, request)
         (stream if method == "RefineGradient" else send)(channel, method, request)
     except grpc.RpcError as error:
         failure = failure_of(error)
         assert failure.reason in ALLOWED and failure.domain == "carv", (failure, request)
         return failure.reason
+    return "OK"
+
+
+def _streamed(channel: grpc.Channel, request: Message | bytes) -> str:
+    """One message on a stream of its own; raises where the stream fails."""
+    data = request if isinstance(request, bytes) else request.SerializeToString()
+    answers = list(channel.stream_stream(path("StreamGradients"))(iter([data]), timeout=20.0))
+    assert len(answers) <= 1
+    for answer in map(pb.StreamGradientsResponse.FromString, answers):
+        if answer.HasField("error"):
+            decoded = decode_status(answer.error.SerializeToString())
+            assert decoded is not None and decoded[2].reason in ALLOWED, (answer, request)
+            return decoded[2].reason
     return "OK"
 
 

@@ -28,7 +28,7 @@ Handle = Callable[[Any, Call], Any]
 async def served(handle: Handle) -> AsyncIterator[tuple[Front, grpc.aio.Channel]]:
     """A front whose ListTeachers is this stream."""
     with ThreadPoolExecutor(1) as workers:
-        front = Front(cast(TeacherService, None), 1 << 16, workers, time.monotonic)
+        front = Front(cast(TeacherService, None), 1 << 16, workers, time.monotonic, 4)
         handlers = {"ListTeachers": front._stream(pb.ListTeachersRequest, handle)}
         server = grpc.aio.server()
         server.add_generic_rpc_handlers(
@@ -75,7 +75,7 @@ def test_replies_arrive_in_order_and_the_front_is_idle_after_them() -> None:
             pieces = [pb.GetTeacherRequest.FromString(piece) async for piece in start(channel)]
             assert [piece.teacher for piece in pieces] == ["0", "1", "2"]
             await asyncio.wait_for(front.wait_idle(), 5)
-            assert front._bytes_in_flight == 0
+            assert front._admission._bytes == 0
 
     asyncio.run(main())
 

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from carv.v1 import tensor_pb2 as carv_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63\x61rv/v1/objective.proto\x12\x07\x63\x61rv.v1\x1a\x14\x63\x61rv/v1/tensor.proto\"U\n\x0b\x43oefficient\x12\x12\n\x08\x63onstant\x18\x01 \x01(\x01H\x00\x12*\n\x05table\x18\x02 \x01(\x0b\x32\x19.carv.v1.CoefficientTableH\x00\x42\x06\n\x04kind\"\"\n\x10\x43oefficientTable\x12\x0e\n\x06values\x18\x01 \x03(\x01\"i\n\x06\x42ranch\x12\x15\n\rconditionings\x18\x01 \x03(\t\x12)\n\x0b\x63oefficient\x18\x02 \x01(\x0b\x32\x14.carv.v1.Coefficient\x12\x1d\n\x15use_reference_latents\x18\x03 \x01(\x08\"g\n\tWeighting\x12(\n\x05named\x18\x01 \x01(\x0e\x32\x17.carv.v1.NamedWeightingH\x00\x12(\n\x05table\x18\x02 \x01(\x0b\x32\x17.carv.v1.WeightingTableH\x00\x42\x06\n\x04kind\" \n\x0eWeightingTable\x12\x0e\n\x06values\x18\x01 \x03(\x01\";\n\rTimestepRange\x12\x14\n\x0cmin_fraction\x18\x01 \x01(\x01\x12\x14\n\x0cmax_fraction\x18\x02 \x01(\x01\"^\n\x05Prior\x12\'\n\x05range\x18\x01 \x01(\x0b\x32\x16.carv.v1.TimestepRangeH\x00\x12$\n\x05table\x18\x02 \x01(\x0b\x32\x13.carv.v1.PriorTableH\x00\x42\x06\n\x04kind\"\x1a\n\nPriorTable\x12\x0c\n\x04mass\x18\x01 \x03(\x01\"\xd1\x01\n\tObjective\x12!\n\x08\x62ranches\x18\x01 \x03(\x0b\x32\x0f.carv.v1.Branch\x12/\n\x11noise_coefficient\x18\x02 \x01(\x0b\x32\x14.carv.v1.Coefficient\x12%\n\tweighting\x18\x03 \x01(\x0b\x32\x12.carv.v1.Weighting\x12\x1d\n\x05prior\x18\x04 \x01(\x0b\x32\x0e.carv.v1.Prior\x12*\n\x11reference_latents\x18\x05 \x01(\x0b\x32\x0f.carv.v1.Tensor*\xe0\x01\n\x0eNamedWeighting\x12\x1f\n\x1bNAMED_WEIGHTING_UNSPECIFIED\x10\x00\x12\x17\n\x13NAMED_WEIGHTING_SDS\x10\x01\x12\x1b\n\x17NAMED_WEIGHTING_UNIFORM\x10\x02\x12\x1e\n\x1aNAMED_WEIGHTING_FANTASIA3D\x10\x03\x12$\n NAMED_WEIGHTING_DREAMFUSION_SQRT\x10\x04\x12\x16\n\x12NAMED_WEIGHTING_X0\x10\x05\x12\x19\n\x15NAMED_WEIGHTING_SCORE\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63\x61rv/v1/objective.proto\x12\x07\x63\x61rv.v1\x1a\x14\x63\x61rv/v1/tensor.proto\"U\n\x0b\x43oefficient\x12\x12\n\x08\x63onstant\x18\x01 \x01(\x01H\x00\x12*\n\x05table\x18\x02 \x01(\x0b\x32\x19.carv.v1.CoefficientTableH\x00\x42\x06\n\x04kind\"\"\n\x10\x43oefficientTable\x12\x0e\n\x06values\x18\x01 \x03(\x01\"i\n\x06\x42ranch\x12\x15\n\rconditionings\x18\x01 \x03(\t\x12)\n\x0b\x63oefficient\x18\x02 \x01(\x0b\x32\x14.carv.v1.Coefficient\x12\x1d\n\x15use_reference_latents\x18\x03 \x01(\x08\"g\n\tWeighting\x12(\n\x05named\x18\x01 \x01(\x0e\x32\x17.carv.v1.NamedWeightingH\x00\x12(\n\x05table\x18\x02 \x01(\x0b\x32\x17.carv.v1.WeightingTableH\x00\x42\x06\n\x04kind\" \n\x0eWeightingTable\x12\x0e\n\x06values\x18\x01 \x03(\x01\";\n\rTimestepRange\x12\x14\n\x0cmin_fraction\x18\x01 \x01(\x01\x12\x14\n\x0cmax_fraction\x18\x02 \x01(\x01\"^\n\x05Prior\x12\'\n\x05range\x18\x01 \x01(\x0b\x32\x16.carv.v1.TimestepRangeH\x00\x12$\n\x05table\x18\x02 \x01(\x0b\x32\x13.carv.v1.PriorTableH\x00\x42\x06\n\x04kind\"\x1a\n\nPriorTable\x12\x0c\n\x04mass\x18\x01 \x03(\x01\"\x84\x02\n\tObjective\x12!\n\x08\x62ranches\x18\x01 \x03(\x0b\x32\x0f.carv.v1.Branch\x12/\n\x11noise_coefficient\x18\x02 \x01(\x0b\x32\x14.carv.v1.Coefficient\x12%\n\tweighting\x18\x03 \x01(\x0b\x32\x12.carv.v1.Weighting\x12\x1d\n\x05prior\x18\x04 \x01(\x0b\x32\x0e.carv.v1.Prior\x12,\n\x11reference_latents\x18\x05 \x01(\x0b\x32\x0f.carv.v1.TensorH\x00\x12\"\n\x18reference_latents_handle\x18\x06 \x01(\tH\x00\x42\x0b\n\treference*\xe0\x01\n\x0eNamedWeighting\x12\x1f\n\x1bNAMED_WEIGHTING_UNSPECIFIED\x10\x00\x12\x17\n\x13NAMED_WEIGHTING_SDS\x10\x01\x12\x1b\n\x17NAMED_WEIGHTING_UNIFORM\x10\x02\x12\x1e\n\x1aNAMED_WEIGHTING_FANTASIA3D\x10\x03\x12$\n NAMED_WEIGHTING_DREAMFUSION_SQRT\x10\x04\x12\x16\n\x12NAMED_WEIGHTING_X0\x10\x05\x12\x19\n\x15NAMED_WEIGHTING_SCORE\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'carv.v1.objective_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NAMEDWEIGHTING']._serialized_start=825
-  _globals['_NAMEDWEIGHTING']._serialized_end=1049
+  _globals['_NAMEDWEIGHTING']._serialized_start=876
+  _globals['_NAMEDWEIGHTING']._serialized_end=1100
   _globals['_COEFFICIENT']._serialized_start=58
   _globals['_COEFFICIENT']._serialized_end=143
   _globals['_COEFFICIENTTABLE']._serialized_start=145
@@ -51,5 +51,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRIORTABLE']._serialized_start=584
   _globals['_PRIORTABLE']._serialized_end=610
   _globals['_OBJECTIVE']._serialized_start=613
-  _globals['_OBJECTIVE']._serialized_end=822
+  _globals['_OBJECTIVE']._serialized_end=873
 # @@protoc_insertion_point(module_scope)

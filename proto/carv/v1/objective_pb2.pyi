@@ -86,15 +86,17 @@ class PriorTable(_message.Message):
     def __init__(self, mass: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Objective(_message.Message):
-    __slots__ = ("branches", "noise_coefficient", "weighting", "prior", "reference_latents")
+    __slots__ = ("branches", "noise_coefficient", "weighting", "prior", "reference_latents", "reference_latents_handle")
     BRANCHES_FIELD_NUMBER: _ClassVar[int]
     NOISE_COEFFICIENT_FIELD_NUMBER: _ClassVar[int]
     WEIGHTING_FIELD_NUMBER: _ClassVar[int]
     PRIOR_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_LATENTS_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_LATENTS_HANDLE_FIELD_NUMBER: _ClassVar[int]
     branches: _containers.RepeatedCompositeFieldContainer[Branch]
     noise_coefficient: Coefficient
     weighting: Weighting
     prior: Prior
     reference_latents: _tensor_pb2.Tensor
-    def __init__(self, branches: _Optional[_Iterable[_Union[Branch, _Mapping]]] = ..., noise_coefficient: _Optional[_Union[Coefficient, _Mapping]] = ..., weighting: _Optional[_Union[Weighting, _Mapping]] = ..., prior: _Optional[_Union[Prior, _Mapping]] = ..., reference_latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    reference_latents_handle: str
+    def __init__(self, branches: _Optional[_Iterable[_Union[Branch, _Mapping]]] = ..., noise_coefficient: _Optional[_Union[Coefficient, _Mapping]] = ..., weighting: _Optional[_Union[Weighting, _Mapping]] = ..., prior: _Optional[_Union[Prior, _Mapping]] = ..., reference_latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., reference_latents_handle: _Optional[str] = ...) -> None: ...

@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from carv.v1 import tensor_pb2 as carv_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63\x61rv/v1/teacher.proto\x12\x07\x63\x61rv.v1\x1a\x14\x63\x61rv/v1/tensor.proto\"M\n\x08Schedule\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.carv.v1.ScheduleKind\x12\r\n\x05\x61lpha\x18\x02 \x03(\x01\x12\r\n\x05sigma\x18\x03 \x03(\x01\"P\n\x12\x43onditioningTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x05\x64type\x18\x02 \x01(\x0e\x32\x0e.carv.v1.DType\x12\r\n\x05shape\x18\x03 \x03(\x03\"\x9b\x01\n\x12\x43onditioningSchema\x12\x17\n\x0f\x61\x63\x63\x65pts_prompts\x18\x01 \x01(\x08\x12\x0f\n\x07\x63lasses\x18\x02 \x01(\x05\x12\x19\n\x11has_unconditional\x18\x03 \x01(\x08\x12,\n\x07tensors\x18\x04 \x03(\x0b\x32\x1b.carv.v1.ConditioningTensor\x12\x12\n\nvocabulary\x18\x05 \x03(\t\"\xae\x01\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x11\n\tmax_draws\x18\x02 \x01(\x05\x12\x13\n\x0bmax_renders\x18\x03 \x01(\x05\x12\x14\n\x0cmax_branches\x18\x04 \x01(\x05\x12\x17\n\x0fmax_evaluations\x18\x05 \x01(\x03\x12\x13\n\x0bmax_prompts\x18\x06 \x01(\x05\x12\x1d\n\x15max_prompt_characters\x18\x07 \x01(\x05\"=\n\rLatentScaling\x12\x16\n\x0escaling_factor\x18\x01 \x01(\x01\x12\x14\n\x0cshift_factor\x18\x02 \x01(\x01\"\xed\x02\n\x07Teacher\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\t\x12\x13\n\x0b\x65vent_shape\x18\x04 \x03(\x03\x12#\n\x08schedule\x18\x05 \x01(\x0b\x32\x11.carv.v1.Schedule\x12\x30\n\x0fprediction_type\x18\x06 \x01(\x0e\x32\x17.carv.v1.PredictionType\x12\x38\n\x13\x63onditioning_schema\x18\x07 \x01(\x0b\x32\x1b.carv.v1.ConditioningSchema\x12\x1f\n\x06limits\x18\x08 \x01(\x0b\x32\x0f.carv.v1.Limits\x12.\n\x0elatent_scaling\x18\t \x01(\x0b\x32\x16.carv.v1.LatentScaling\x12\x1a\n\x12\x65valuation_seconds\x18\n \x01(\x01\x12\x0e\n\x06\x64\x65vice\x18\x0b \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x0c \x01(\t*\x9b\x01\n\x0ePredictionType\x12\x1f\n\x1bPREDICTION_TYPE_UNSPECIFIED\x10\x00\x12\x1b\n\x17PREDICTION_TYPE_EPSILON\x10\x01\x12\x15\n\x11PREDICTION_TYPE_V\x10\x02\x12\x1a\n\x16PREDICTION_TYPE_SAMPLE\x10\x03\x12\x18\n\x14PREDICTION_TYPE_FLOW\x10\x04*a\n\x0cScheduleKind\x12\x1d\n\x19SCHEDULE_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16SCHEDULE_KIND_DISCRETE\x10\x01\x12\x16\n\x12SCHEDULE_KIND_FLOW\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x63\x61rv/v1/teacher.proto\x12\x07\x63\x61rv.v1\x1a\x14\x63\x61rv/v1/tensor.proto\"M\n\x08Schedule\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.carv.v1.ScheduleKind\x12\r\n\x05\x61lpha\x18\x02 \x03(\x01\x12\r\n\x05sigma\x18\x03 \x03(\x01\"P\n\x12\x43onditioningTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x05\x64type\x18\x02 \x01(\x0e\x32\x0e.carv.v1.DType\x12\r\n\x05shape\x18\x03 \x03(\x03\"\x9b\x01\n\x12\x43onditioningSchema\x12\x17\n\x0f\x61\x63\x63\x65pts_prompts\x18\x01 \x01(\x08\x12\x0f\n\x07\x63lasses\x18\x02 \x01(\x05\x12\x19\n\x11has_unconditional\x18\x03 \x01(\x08\x12,\n\x07tensors\x18\x04 \x03(\x0b\x32\x1b.carv.v1.ConditioningTensor\x12\x12\n\nvocabulary\x18\x05 \x03(\t\"\x85\x02\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x11\n\tmax_draws\x18\x02 \x01(\x05\x12\x13\n\x0bmax_renders\x18\x03 \x01(\x05\x12\x14\n\x0cmax_branches\x18\x04 \x01(\x05\x12\x17\n\x0fmax_evaluations\x18\x05 \x01(\x03\x12\x13\n\x0bmax_prompts\x18\x06 \x01(\x05\x12\x1d\n\x15max_prompt_characters\x18\x07 \x01(\x05\x12\x1b\n\x13max_stream_requests\x18\x08 \x01(\x05\x12\x18\n\x10max_kept_latents\x18\t \x01(\x05\x12\x1e\n\x16max_kept_latents_bytes\x18\n \x01(\x03\"=\n\rLatentScaling\x12\x16\n\x0escaling_factor\x18\x01 \x01(\x01\x12\x14\n\x0cshift_factor\x18\x02 \x01(\x01\"\xed\x02\n\x07Teacher\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x03 \x01(\t\x12\x13\n\x0b\x65vent_shape\x18\x04 \x03(\x03\x12#\n\x08schedule\x18\x05 \x01(\x0b\x32\x11.carv.v1.Schedule\x12\x30\n\x0fprediction_type\x18\x06 \x01(\x0e\x32\x17.carv.v1.PredictionType\x12\x38\n\x13\x63onditioning_schema\x18\x07 \x01(\x0b\x32\x1b.carv.v1.ConditioningSchema\x12\x1f\n\x06limits\x18\x08 \x01(\x0b\x32\x0f.carv.v1.Limits\x12.\n\x0elatent_scaling\x18\t \x01(\x0b\x32\x16.carv.v1.LatentScaling\x12\x1a\n\x12\x65valuation_seconds\x18\n \x01(\x01\x12\x0e\n\x06\x64\x65vice\x18\x0b \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x0c \x01(\t*\x9b\x01\n\x0ePredictionType\x12\x1f\n\x1bPREDICTION_TYPE_UNSPECIFIED\x10\x00\x12\x1b\n\x17PREDICTION_TYPE_EPSILON\x10\x01\x12\x15\n\x11PREDICTION_TYPE_V\x10\x02\x12\x1a\n\x16PREDICTION_TYPE_SAMPLE\x10\x03\x12\x18\n\x14PREDICTION_TYPE_FLOW\x10\x04*a\n\x0cScheduleKind\x12\x1d\n\x19SCHEDULE_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16SCHEDULE_KIND_DISCRETE\x10\x01\x12\x16\n\x12SCHEDULE_KIND_FLOW\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'carv.v1.teacher_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PREDICTIONTYPE']._serialized_start=984
-  _globals['_PREDICTIONTYPE']._serialized_end=1139
-  _globals['_SCHEDULEKIND']._serialized_start=1141
-  _globals['_SCHEDULEKIND']._serialized_end=1238
+  _globals['_PREDICTIONTYPE']._serialized_start=1071
+  _globals['_PREDICTIONTYPE']._serialized_end=1226
+  _globals['_SCHEDULEKIND']._serialized_start=1228
+  _globals['_SCHEDULEKIND']._serialized_end=1325
   _globals['_SCHEDULE']._serialized_start=56
   _globals['_SCHEDULE']._serialized_end=133
   _globals['_CONDITIONINGTENSOR']._serialized_start=135
@@ -43,9 +43,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONDITIONINGSCHEMA']._serialized_start=218
   _globals['_CONDITIONINGSCHEMA']._serialized_end=373
   _globals['_LIMITS']._serialized_start=376
-  _globals['_LIMITS']._serialized_end=550
-  _globals['_LATENTSCALING']._serialized_start=552
-  _globals['_LATENTSCALING']._serialized_end=613
-  _globals['_TEACHER']._serialized_start=616
-  _globals['_TEACHER']._serialized_end=981
+  _globals['_LIMITS']._serialized_end=637
+  _globals['_LATENTSCALING']._serialized_start=639
+  _globals['_LATENTSCALING']._serialized_end=700
+  _globals['_TEACHER']._serialized_start=703
+  _globals['_TEACHER']._serialized_end=1068
 # @@protoc_insertion_point(module_scope)

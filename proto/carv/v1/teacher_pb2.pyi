@@ -65,7 +65,7 @@ class ConditioningSchema(_message.Message):
     def __init__(self, accepts_prompts: bool = ..., classes: _Optional[int] = ..., has_unconditional: bool = ..., tensors: _Optional[_Iterable[_Union[ConditioningTensor, _Mapping]]] = ..., vocabulary: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_draws", "max_renders", "max_branches", "max_evaluations", "max_prompts", "max_prompt_characters")
+    __slots__ = ("max_message_bytes", "max_draws", "max_renders", "max_branches", "max_evaluations", "max_prompts", "max_prompt_characters", "max_stream_requests", "max_kept_latents", "max_kept_latents_bytes")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_DRAWS_FIELD_NUMBER: _ClassVar[int]
     MAX_RENDERS_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +73,9 @@ class Limits(_message.Message):
     MAX_EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_PROMPTS_FIELD_NUMBER: _ClassVar[int]
     MAX_PROMPT_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STREAM_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_KEPT_LATENTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_KEPT_LATENTS_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_message_bytes: int
     max_draws: int
     max_renders: int
@@ -80,7 +83,10 @@ class Limits(_message.Message):
     max_evaluations: int
     max_prompts: int
     max_prompt_characters: int
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_draws: _Optional[int] = ..., max_renders: _Optional[int] = ..., max_branches: _Optional[int] = ..., max_evaluations: _Optional[int] = ..., max_prompts: _Optional[int] = ..., max_prompt_characters: _Optional[int] = ...) -> None: ...
+    max_stream_requests: int
+    max_kept_latents: int
+    max_kept_latents_bytes: int
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_draws: _Optional[int] = ..., max_renders: _Optional[int] = ..., max_branches: _Optional[int] = ..., max_evaluations: _Optional[int] = ..., max_prompts: _Optional[int] = ..., max_prompt_characters: _Optional[int] = ..., max_stream_requests: _Optional[int] = ..., max_kept_latents: _Optional[int] = ..., max_kept_latents_bytes: _Optional[int] = ...) -> None: ...
 
 class LatentScaling(_message.Message):
     __slots__ = ("scaling_factor", "shift_factor")

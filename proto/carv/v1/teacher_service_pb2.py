@@ -22,62 +22,74 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from carv.rpc import status_pb2 as carv_dot_rpc_dot_status__pb2
 from carv.v1 import conditioning_pb2 as carv_dot_v1_dot_conditioning__pb2
+from carv.v1 import latents_pb2 as carv_dot_v1_dot_latents__pb2
 from carv.v1 import objective_pb2 as carv_dot_v1_dot_objective__pb2
 from carv.v1 import sampling_pb2 as carv_dot_v1_dot_sampling__pb2
 from carv.v1 import teacher_pb2 as carv_dot_v1_dot_teacher__pb2
 from carv.v1 import tensor_pb2 as carv_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63\x61rv/v1/teacher_service.proto\x12\x07\x63\x61rv.v1\x1a\x1a\x63\x61rv/v1/conditioning.proto\x1a\x17\x63\x61rv/v1/objective.proto\x1a\x16\x63\x61rv/v1/sampling.proto\x1a\x15\x63\x61rv/v1/teacher.proto\x1a\x14\x63\x61rv/v1/tensor.proto\"\x15\n\x13ListTeachersRequest\":\n\x14ListTeachersResponse\x12\"\n\x08teachers\x18\x01 \x03(\x0b\x32\x10.carv.v1.Teacher\"$\n\x11GetTeacherRequest\x12\x0f\n\x07teacher\x18\x01 \x01(\t\"7\n\x12GetTeacherResponse\x12!\n\x07teacher\x18\x01 \x01(\x0b\x32\x10.carv.v1.Teacher\"Y\n\x19\x43reateConditioningRequest\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12+\n\x06source\x18\x02 \x01(\x0b\x32\x1b.carv.v1.ConditioningSource\"b\n\x1a\x43reateConditioningResponse\x12,\n\rconditionings\x18\x01 \x03(\x0b\x32\x15.carv.v1.Conditioning\x12\x16\n\x0eteacher_digest\x18\x02 \x01(\t\"\xb8\x02\n\x17\x45stimateGradientRequest\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12 \n\x07latents\x18\x02 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12%\n\tobjective\x18\x03 \x01(\x0b\x32\x12.carv.v1.Objective\x12%\n\x08sampling\x18\x04 \x01(\x0b\x32\x11.carv.v1.SamplingH\x00\x12\x30\n\x0e\x65xplicit_draws\x18\x05 \x01(\x0b\x32\x16.carv.v1.ExplicitDrawsH\x00\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12\x14\n\x0creturn_draws\x18\x07 \x01(\x08\x12\x1d\n\x15return_half_estimates\x18\x08 \x01(\x08\x12\x10\n\x08priority\x18\x0f \x01(\x05\x42\x07\n\x05\x64rawsB\x07\n\x05_seed\"\xb2\x01\n\x0b\x44iagnostics\x12\x36\n\x12variance_estimator\x18\x01 \x01(\x0e\x32\x1a.carv.v1.VarianceEstimator\x12\'\n\x0enoise_variance\x18\x02 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12.\n\x15\x65\x66\x66\x65\x63tive_sample_size\x18\x03 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12\x12\n\npast_draws\x18\x04 \x01(\x01\"P\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x02 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x03 \x01(\x01\"\xf3\x01\n\tDrawTable\x12\"\n\ttimesteps\x18\x01 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12&\n\rnoise_indices\x18\x02 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12\x1e\n\x05signs\x18\x03 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12+\n\x12importance_weights\x18\x04 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12\x1e\n\x05norms\x18\x05 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12-\n\x14\x63ontrol_coefficients\x18\x06 \x01(\x0b\x32\x0f.carv.v1.Tensor\"\xd7\x02\n\x18\x45stimateGradientResponse\x12!\n\x08gradient\x18\x01 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12)\n\x0b\x64iagnostics\x18\x02 \x01(\x0b\x32\x14.carv.v1.Diagnostics\x12\x16\n\x0eteacher_digest\x18\x03 \x01(\t\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12#\n\x08sampling\x18\x05 \x01(\x0b\x32\x11.carv.v1.Sampling\x12\x13\n\x0b\x64raws_spent\x18\x06 \x01(\x03\x12\x19\n\x11\x65valuations_spent\x18\x07 \x01(\x03\x12!\n\x07timings\x18\x08 \x01(\x0b\x32\x10.carv.v1.Timings\x12&\n\ndraw_table\x18\t \x01(\x0b\x32\x12.carv.v1.DrawTable\x12\'\n\x0ehalf_estimates\x18\n \x01(\x0b\x32\x0f.carv.v1.Tensor\"\xf2\x01\n\x13PredictNoiseRequest\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\x15\n\rconditionings\x18\x02 \x03(\t\x12\"\n\x07latents\x18\x03 \x01(\x0b\x32\x0f.carv.v1.TensorH\x00\x12(\n\rnoisy_latents\x18\x04 \x01(\x0b\x32\x0f.carv.v1.TensorH\x00\x12.\n\x0e\x65xplicit_draws\x18\x05 \x01(\x0b\x32\x16.carv.v1.ExplicitDraws\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12\x10\n\x08priority\x18\x0f \x01(\x05\x42\x07\n\x05inputB\x07\n\x05_seed\"\xba\x01\n\x14PredictNoiseResponse\x12)\n\x10noise_prediction\x18\x01 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12\x16\n\x0eteacher_digest\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x19\n\x11\x65valuations_spent\x18\x04 \x01(\x03\x12!\n\x07timings\x18\x05 \x01(\x0b\x32\x10.carv.v1.Timings\x12\x13\n\x0b\x64raws_spent\x18\x06 \x01(\x03\"\x94\x02\n\x15RefineGradientRequest\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12 \n\x07latents\x18\x02 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12%\n\tobjective\x18\x03 \x01(\x0b\x32\x12.carv.v1.Objective\x12#\n\x08sampling\x18\x04 \x01(\x0b\x32\x11.carv.v1.Sampling\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12&\n\x1etarget_relative_standard_error\x18\x06 \x01(\x01\x12\x11\n\tmax_draws\x18\x07 \x01(\x05\x12\x13\n\x0bmax_seconds\x18\x08 \x01(\x01\x12\x10\n\x08priority\x18\x0f \x01(\x05\x42\x07\n\x05_seed\"\xc6\x03\n\x16RefineGradientResponse\x12!\n\x08gradient\x18\x01 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12\'\n\x0enoise_variance\x18\x02 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12\x36\n\x12variance_estimator\x18\x03 \x01(\x0e\x32\x1a.carv.v1.VarianceEstimator\x12\x30\n\x17relative_standard_error\x18\x04 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12\x1e\n\x05\x64raws\x18\x05 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12)\n\x0cstop_reasons\x18\x06 \x03(\x0e\x32\x13.carv.v1.StopReason\x12\r\n\x05\x66inal\x18\x07 \x01(\x08\x12\x16\n\x0eteacher_digest\x18\x08 \x01(\t\x12\x0c\n\x04seed\x18\t \x01(\x04\x12#\n\x08sampling\x18\n \x01(\x0b\x32\x11.carv.v1.Sampling\x12\x13\n\x0b\x64raws_spent\x18\x0b \x01(\x03\x12\x19\n\x11\x65valuations_spent\x18\x0c \x01(\x03\x12!\n\x07timings\x18\r \x01(\x0b\x32\x10.carv.v1.Timings\"\xe3\x01\n\x15ProfileTeacherRequest\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12 \n\x07latents\x18\x02 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12%\n\tobjective\x18\x03 \x01(\x0b\x32\x12.carv.v1.Objective\x12\x0c\n\x04\x62ins\x18\x04 \x01(\x05\x12\x15\n\rdraws_per_bin\x18\x05 \x01(\x05\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07history\x18\x07 \x01(\t\x12\x0c\n\x04warm\x18\x08 \x01(\x08\x12\x10\n\x08priority\x18\x0f \x01(\x05\x42\x07\n\x05_seed\"M\n\x16ProfileTeacherResponse\x12\x10\n\x08progress\x18\x01 \x01(\x01\x12!\n\x07profile\x18\x02 \x01(\x0b\x32\x10.carv.v1.Profile\"\xdb\x01\n\nProfileBin\x12\x16\n\x0e\x66irst_timestep\x18\x01 \x01(\x03\x12\x15\n\rlast_timestep\x18\x02 \x01(\x03\x12\x0f\n\x07log_snr\x18\x03 \x01(\x01\x12\x12\n\nprior_mass\x18\x04 \x01(\x01\x12\x15\n\rsecond_moment\x18\x05 \x01(\x01\x12\x1b\n\x13second_moment_error\x18\x06 \x01(\x01\x12\x14\n\x0csquared_mean\x18\x07 \x01(\x01\x12\x1a\n\x12\x65ven_second_moment\x18\x08 \x01(\x01\x12\x13\n\x0bnoise_slope\x18\t \x01(\x01\"\xd7\x02\n\x07Profile\x12!\n\x04\x62ins\x18\x01 \x03(\x0b\x32\x13.carv.v1.ProfileBin\x12\r\n\x05prior\x18\x02 \x03(\x01\x12\x0e\n\x06weight\x18\x03 \x03(\x01\x12\x10\n\x08\x61\x64\x61ptive\x18\x04 \x03(\x01\x12\x0e\n\x06oracle\x18\x05 \x03(\x01\x12\x12\n\npast_draws\x18\x06 \x01(\x01\x12\x16\n\x0eprior_variance\x18\x07 \x01(\x01\x12\x17\n\x0fweight_variance\x18\x08 \x01(\x01\x12\x17\n\x0foracle_variance\x18\t \x01(\x01\x12\x18\n\x10squared_gradient\x18\n \x01(\x01\x12\x1a\n\x12\x65valuation_seconds\x18\x0b \x01(\x01\x12\x16\n\x0eteacher_digest\x18\x0c \x01(\t\x12\x0c\n\x04seed\x18\r \x01(\x04\x12\x13\n\x0b\x64raws_spent\x18\x0e \x01(\x03\x12\x19\n\x11\x65valuations_spent\x18\x0f \x01(\x03*\xa1\x01\n\x11VarianceEstimator\x12\"\n\x1eVARIANCE_ESTIMATOR_UNSPECIFIED\x10\x00\x12\"\n\x1eVARIANCE_ESTIMATOR_UNAVAILABLE\x10\x01\x12\x1f\n\x1bVARIANCE_ESTIMATOR_UNBIASED\x10\x02\x12#\n\x1fVARIANCE_ESTIMATOR_CONSERVATIVE\x10\x03*{\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12STOP_REASON_TARGET\x10\x01\x12\x1b\n\x17STOP_REASON_DRAW_BUDGET\x10\x02\x12\x1b\n\x17STOP_REASON_TIME_BUDGET\x10\x03\x32\xd3\x04\n\x0eTeacherService\x12K\n\x0cListTeachers\x12\x1c.carv.v1.ListTeachersRequest\x1a\x1d.carv.v1.ListTeachersResponse\x12\x45\n\nGetTeacher\x12\x1a.carv.v1.GetTeacherRequest\x1a\x1b.carv.v1.GetTeacherResponse\x12]\n\x12\x43reateConditioning\x12\".carv.v1.CreateConditioningRequest\x1a#.carv.v1.CreateConditioningResponse\x12W\n\x10\x45stimateGradient\x12 .carv.v1.EstimateGradientRequest\x1a!.carv.v1.EstimateGradientResponse\x12K\n\x0cPredictNoise\x12\x1c.carv.v1.PredictNoiseRequest\x1a\x1d.carv.v1.PredictNoiseResponse\x12S\n\x0eRefineGradient\x12\x1e.carv.v1.RefineGradientRequest\x1a\x1f.carv.v1.RefineGradientResponse0\x01\x12S\n\x0eProfileTeacher\x12\x1e.carv.v1.ProfileTeacherRequest\x1a\x1f.carv.v1.ProfileTeacherResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63\x61rv/v1/teacher_service.proto\x12\x07\x63\x61rv.v1\x1a\x15\x63\x61rv/rpc/status.proto\x1a\x1a\x63\x61rv/v1/conditioning.proto\x1a\x15\x63\x61rv/v1/latents.proto\x1a\x17\x63\x61rv/v1/objective.proto\x1a\x16\x63\x61rv/v1/sampling.proto\x1a\x15\x63\x61rv/v1/teacher.proto\x1a\x14\x63\x61rv/v1/tensor.proto\"\x15\n\x13ListTeachersRequest\":\n\x14ListTeachersResponse\x12\"\n\x08teachers\x18\x01 \x03(\x0b\x32\x10.carv.v1.Teacher\"$\n\x11GetTeacherRequest\x12\x0f\n\x07teacher\x18\x01 \x01(\t\"7\n\x12GetTeacherResponse\x12!\n\x07teacher\x18\x01 \x01(\x0b\x32\x10.carv.v1.Teacher\"Y\n\x19\x43reateConditioningRequest\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12+\n\x06source\x18\x02 \x01(\x0b\x32\x1b.carv.v1.ConditioningSource\"b\n\x1a\x43reateConditioningResponse\x12,\n\rconditionings\x18\x01 \x03(\x0b\x32\x15.carv.v1.Conditioning\x12\x16\n\x0eteacher_digest\x18\x02 \x01(\t\"I\n\x14\x43reateLatentsRequest\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12 \n\x07latents\x18\x02 \x01(\x0b\x32\x0f.carv.v1.Tensor\"R\n\x15\x43reateLatentsResponse\x12!\n\x07latents\x18\x01 \x01(\x0b\x32\x10.carv.v1.Latents\x12\x16\n\x0eteacher_digest\x18\x02 \x01(\t\"\xdf\x02\n\x17\x45stimateGradientRequest\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\"\n\x07latents\x18\x02 \x01(\x0b\x32\x0f.carv.v1.TensorH\x00\x12\x18\n\x0elatents_handle\x18\t \x01(\tH\x00\x12%\n\tobjective\x18\x03 \x01(\x0b\x32\x12.carv.v1.Objective\x12%\n\x08sampling\x18\x04 \x01(\x0b\x32\x11.carv.v1.SamplingH\x01\x12\x30\n\x0e\x65xplicit_draws\x18\x05 \x01(\x0b\x32\x16.carv.v1.ExplicitDrawsH\x01\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\x14\n\x0creturn_draws\x18\x07 \x01(\x08\x12\x1d\n\x15return_half_estimates\x18\x08 \x01(\x08\x12\x10\n\x08priority\x18\x0f \x01(\x05\x42\t\n\x07subjectB\x07\n\x05\x64rawsB\x07\n\x05_seed\"\xb2\x01\n\x0b\x44iagnostics\x12\x36\n\x12variance_estimator\x18\x01 \x01(\x0e\x32\x1a.carv.v1.VarianceEstimator\x12\'\n\x0enoise_variance\x18\x02 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12.\n\x15\x65\x66\x66\x65\x63tive_sample_size\x18\x03 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12\x12\n\npast_draws\x18\x04 \x01(\x01\"P\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x02 \x01(\x01\x12\x15\n\rtotal_seconds\x18\x03 \x01(\x01\"\xf3\x01\n\tDrawTable\x12\"\n\ttimesteps\x18\x01 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12&\n\rnoise_indices\x18\x02 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12\x1e\n\x05signs\x18\x03 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12+\n\x12importance_weights\x18\x04 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12\x1e\n\x05norms\x18\x05 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12-\n\x14\x63ontrol_coefficients\x18\x06 \x01(\x0b\x32\x0f.carv.v1.Tensor\"\xd7\x02\n\x18\x45stimateGradientResponse\x12!\n\x08gradient\x18\x01 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12)\n\x0b\x64iagnostics\x18\x02 \x01(\x0b\x32\x14.carv.v1.Diagnostics\x12\x16\n\x0eteacher_digest\x18\x03 \x01(\t\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12#\n\x08sampling\x18\x05 \x01(\x0b\x32\x11.carv.v1.Sampling\x12\x13\n\x0b\x64raws_spent\x18\x06 \x01(\x03\x12\x19\n\x11\x65valuations_spent\x18\x07 \x01(\x03\x12!\n\x07timings\x18\x08 \x01(\x0b\x32\x10.carv.v1.Timings\x12&\n\ndraw_table\x18\t \x01(\x0b\x32\x12.carv.v1.DrawTable\x12\'\n\x0ehalf_estimates\x18\n \x01(\x0b\x32\x0f.carv.v1.Tensor\"\x10\n\x0e\x43\x61ncelGradient\"\xc1\x01\n\x16StreamGradientsRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x34\n\x08\x65stimate\x18\x02 \x01(\x0b\x32 .carv.v1.EstimateGradientRequestH\x00\x12)\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x17.carv.v1.CancelGradientH\x00\x12\x1c\n\x0ftimeout_seconds\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06\x61\x63tionB\x12\n\x10_timeout_seconds\"\x89\x01\n\x17StreamGradientsResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x35\n\x08\x65stimate\x18\x02 \x01(\x0b\x32!.carv.v1.EstimateGradientResponseH\x00\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x10.carv.rpc.StatusH\x00\x42\x08\n\x06result\"\x8c\x02\n\x13PredictNoiseRequest\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\x15\n\rconditionings\x18\x02 \x03(\t\x12\"\n\x07latents\x18\x03 \x01(\x0b\x32\x0f.carv.v1.TensorH\x00\x12(\n\rnoisy_latents\x18\x04 \x01(\x0b\x32\x0f.carv.v1.TensorH\x00\x12\x18\n\x0elatents_handle\x18\x07 \x01(\tH\x00\x12.\n\x0e\x65xplicit_draws\x18\x05 \x01(\x0b\x32\x16.carv.v1.ExplicitDraws\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12\x10\n\x08priority\x18\x0f \x01(\x05\x42\x07\n\x05inputB\x07\n\x05_seed\"\xba\x01\n\x14PredictNoiseResponse\x12)\n\x10noise_prediction\x18\x01 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12\x16\n\x0eteacher_digest\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x19\n\x11\x65valuations_spent\x18\x04 \x01(\x03\x12!\n\x07timings\x18\x05 \x01(\x0b\x32\x10.carv.v1.Timings\x12\x13\n\x0b\x64raws_spent\x18\x06 \x01(\x03\"\xbb\x02\n\x15RefineGradientRequest\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\"\n\x07latents\x18\x02 \x01(\x0b\x32\x0f.carv.v1.TensorH\x00\x12\x18\n\x0elatents_handle\x18\t \x01(\tH\x00\x12%\n\tobjective\x18\x03 \x01(\x0b\x32\x12.carv.v1.Objective\x12#\n\x08sampling\x18\x04 \x01(\x0b\x32\x11.carv.v1.Sampling\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12&\n\x1etarget_relative_standard_error\x18\x06 \x01(\x01\x12\x11\n\tmax_draws\x18\x07 \x01(\x05\x12\x13\n\x0bmax_seconds\x18\x08 \x01(\x01\x12\x10\n\x08priority\x18\x0f \x01(\x05\x42\t\n\x07subjectB\x07\n\x05_seed\"\xc6\x03\n\x16RefineGradientResponse\x12!\n\x08gradient\x18\x01 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12\'\n\x0enoise_variance\x18\x02 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12\x36\n\x12variance_estimator\x18\x03 \x01(\x0e\x32\x1a.carv.v1.VarianceEstimator\x12\x30\n\x17relative_standard_error\x18\x04 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12\x1e\n\x05\x64raws\x18\x05 \x01(\x0b\x32\x0f.carv.v1.Tensor\x12)\n\x0cstop_reasons\x18\x06 \x03(\x0e\x32\x13.carv.v1.StopReason\x12\r\n\x05\x66inal\x18\x07 \x01(\x08\x12\x16\n\x0eteacher_digest\x18\x08 \x01(\t\x12\x0c\n\x04seed\x18\t \x01(\x04\x12#\n\x08sampling\x18\n \x01(\x0b\x32\x11.carv.v1.Sampling\x12\x13\n\x0b\x64raws_spent\x18\x0b \x01(\x03\x12\x19\n\x11\x65valuations_spent\x18\x0c \x01(\x03\x12!\n\x07timings\x18\r \x01(\x0b\x32\x10.carv.v1.Timings\"\x8a\x02\n\x15ProfileTeacherRequest\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\"\n\x07latents\x18\x02 \x01(\x0b\x32\x0f.carv.v1.TensorH\x00\x12\x18\n\x0elatents_handle\x18\t \x01(\tH\x00\x12%\n\tobjective\x18\x03 \x01(\x0b\x32\x12.carv.v1.Objective\x12\x0c\n\x04\x62ins\x18\x04 \x01(\x05\x12\x15\n\rdraws_per_bin\x18\x05 \x01(\x05\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12\x0f\n\x07history\x18\x07 \x01(\t\x12\x0c\n\x04warm\x18\x08 \x01(\x08\x12\x10\n\x08priority\x18\x0f \x01(\x05\x42\t\n\x07subjectB\x07\n\x05_seed\"M\n\x16ProfileTeacherResponse\x12\x10\n\x08progress\x18\x01 \x01(\x01\x12!\n\x07profile\x18\x02 \x01(\x0b\x32\x10.carv.v1.Profile\"\xdb\x01\n\nProfileBin\x12\x16\n\x0e\x66irst_timestep\x18\x01 \x01(\x03\x12\x15\n\rlast_timestep\x18\x02 \x01(\x03\x12\x0f\n\x07log_snr\x18\x03 \x01(\x01\x12\x12\n\nprior_mass\x18\x04 \x01(\x01\x12\x15\n\rsecond_moment\x18\x05 \x01(\x01\x12\x1b\n\x13second_moment_error\x18\x06 \x01(\x01\x12\x14\n\x0csquared_mean\x18\x07 \x01(\x01\x12\x1a\n\x12\x65ven_second_moment\x18\x08 \x01(\x01\x12\x13\n\x0bnoise_slope\x18\t \x01(\x01\"\xd7\x02\n\x07Profile\x12!\n\x04\x62ins\x18\x01 \x03(\x0b\x32\x13.carv.v1.ProfileBin\x12\r\n\x05prior\x18\x02 \x03(\x01\x12\x0e\n\x06weight\x18\x03 \x03(\x01\x12\x10\n\x08\x61\x64\x61ptive\x18\x04 \x03(\x01\x12\x0e\n\x06oracle\x18\x05 \x03(\x01\x12\x12\n\npast_draws\x18\x06 \x01(\x01\x12\x16\n\x0eprior_variance\x18\x07 \x01(\x01\x12\x17\n\x0fweight_variance\x18\x08 \x01(\x01\x12\x17\n\x0foracle_variance\x18\t \x01(\x01\x12\x18\n\x10squared_gradient\x18\n \x01(\x01\x12\x1a\n\x12\x65valuation_seconds\x18\x0b \x01(\x01\x12\x16\n\x0eteacher_digest\x18\x0c \x01(\t\x12\x0c\n\x04seed\x18\r \x01(\x04\x12\x13\n\x0b\x64raws_spent\x18\x0e \x01(\x03\x12\x19\n\x11\x65valuations_spent\x18\x0f \x01(\x03*\xa1\x01\n\x11VarianceEstimator\x12\"\n\x1eVARIANCE_ESTIMATOR_UNSPECIFIED\x10\x00\x12\"\n\x1eVARIANCE_ESTIMATOR_UNAVAILABLE\x10\x01\x12\x1f\n\x1bVARIANCE_ESTIMATOR_UNBIASED\x10\x02\x12#\n\x1fVARIANCE_ESTIMATOR_CONSERVATIVE\x10\x03*{\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12STOP_REASON_TARGET\x10\x01\x12\x1b\n\x17STOP_REASON_DRAW_BUDGET\x10\x02\x12\x1b\n\x17STOP_REASON_TIME_BUDGET\x10\x03\x32\xfd\x05\n\x0eTeacherService\x12K\n\x0cListTeachers\x12\x1c.carv.v1.ListTeachersRequest\x1a\x1d.carv.v1.ListTeachersResponse\x12\x45\n\nGetTeacher\x12\x1a.carv.v1.GetTeacherRequest\x1a\x1b.carv.v1.GetTeacherResponse\x12]\n\x12\x43reateConditioning\x12\".carv.v1.CreateConditioningRequest\x1a#.carv.v1.CreateConditioningResponse\x12N\n\rCreateLatents\x12\x1d.carv.v1.CreateLatentsRequest\x1a\x1e.carv.v1.CreateLatentsResponse\x12W\n\x10\x45stimateGradient\x12 .carv.v1.EstimateGradientRequest\x1a!.carv.v1.EstimateGradientResponse\x12X\n\x0fStreamGradients\x12\x1f.carv.v1.StreamGradientsRequest\x1a .carv.v1.StreamGradientsResponse(\x01\x30\x01\x12K\n\x0cPredictNoise\x12\x1c.carv.v1.PredictNoiseRequest\x1a\x1d.carv.v1.PredictNoiseResponse\x12S\n\x0eRefineGradient\x12\x1e.carv.v1.RefineGradientRequest\x1a\x1f.carv.v1.RefineGradientResponse0\x01\x12S\n\x0eProfileTeacher\x12\x1e.carv.v1.ProfileTeacherRequest\x1a\x1f.carv.v1.ProfileTeacherResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'carv.v1.teacher_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VARIANCEESTIMATOR']._serialized_start=3751
-  _globals['_VARIANCEESTIMATOR']._serialized_end=3912
-  _globals['_STOPREASON']._serialized_start=3914
-  _globals['_STOPREASON']._serialized_end=4037
-  _globals['_LISTTEACHERSREQUEST']._serialized_start=164
-  _globals['_LISTTEACHERSREQUEST']._serialized_end=185
-  _globals['_LISTTEACHERSRESPONSE']._serialized_start=187
-  _globals['_LISTTEACHERSRESPONSE']._serialized_end=245
-  _globals['_GETTEACHERREQUEST']._serialized_start=247
-  _globals['_GETTEACHERREQUEST']._serialized_end=283
-  _globals['_GETTEACHERRESPONSE']._serialized_start=285
-  _globals['_GETTEACHERRESPONSE']._serialized_end=340
-  _globals['_CREATECONDITIONINGREQUEST']._serialized_start=342
-  _globals['_CREATECONDITIONINGREQUEST']._serialized_end=431
-  _globals['_CREATECONDITIONINGRESPONSE']._serialized_start=433
-  _globals['_CREATECONDITIONINGRESPONSE']._serialized_end=531
-  _globals['_ESTIMATEGRADIENTREQUEST']._serialized_start=534
-  _globals['_ESTIMATEGRADIENTREQUEST']._serialized_end=846
-  _globals['_DIAGNOSTICS']._serialized_start=849
-  _globals['_DIAGNOSTICS']._serialized_end=1027
-  _globals['_TIMINGS']._serialized_start=1029
-  _globals['_TIMINGS']._serialized_end=1109
-  _globals['_DRAWTABLE']._serialized_start=1112
-  _globals['_DRAWTABLE']._serialized_end=1355
-  _globals['_ESTIMATEGRADIENTRESPONSE']._serialized_start=1358
-  _globals['_ESTIMATEGRADIENTRESPONSE']._serialized_end=1701
-  _globals['_PREDICTNOISEREQUEST']._serialized_start=1704
-  _globals['_PREDICTNOISEREQUEST']._serialized_end=1946
-  _globals['_PREDICTNOISERESPONSE']._serialized_start=1949
-  _globals['_PREDICTNOISERESPONSE']._serialized_end=2135
-  _globals['_REFINEGRADIENTREQUEST']._serialized_start=2138
-  _globals['_REFINEGRADIENTREQUEST']._serialized_end=2414
-  _globals['_REFINEGRADIENTRESPONSE']._serialized_start=2417
-  _globals['_REFINEGRADIENTRESPONSE']._serialized_end=2871
-  _globals['_PROFILETEACHERREQUEST']._serialized_start=2874
-  _globals['_PROFILETEACHERREQUEST']._serialized_end=3101
-  _globals['_PROFILETEACHERRESPONSE']._serialized_start=3103
-  _globals['_PROFILETEACHERRESPONSE']._serialized_end=3180
-  _globals['_PROFILEBIN']._serialized_start=3183
-  _globals['_PROFILEBIN']._serialized_end=3402
-  _globals['_PROFILE']._serialized_start=3405
-  _globals['_PROFILE']._serialized_end=3748
-  _globals['_TEACHERSERVICE']._serialized_start=4040
-  _globals['_TEACHERSERVICE']._serialized_end=4635
+  _globals['_VARIANCEESTIMATOR']._serialized_start=4453
+  _globals['_VARIANCEESTIMATOR']._serialized_end=4614
+  _globals['_STOPREASON']._serialized_start=4616
+  _globals['_STOPREASON']._serialized_end=4739
+  _globals['_LISTTEACHERSREQUEST']._serialized_start=210
+  _globals['_LISTTEACHERSREQUEST']._serialized_end=231
+  _globals['_LISTTEACHERSRESPONSE']._serialized_start=233
+  _globals['_LISTTEACHERSRESPONSE']._serialized_end=291
+  _globals['_GETTEACHERREQUEST']._serialized_start=293
+  _globals['_GETTEACHERREQUEST']._serialized_end=329
+  _globals['_GETTEACHERRESPONSE']._serialized_start=331
+  _globals['_GETTEACHERRESPONSE']._serialized_end=386
+  _globals['_CREATECONDITIONINGREQUEST']._serialized_start=388
+  _globals['_CREATECONDITIONINGREQUEST']._serialized_end=477
+  _globals['_CREATECONDITIONINGRESPONSE']._serialized_start=479
+  _globals['_CREATECONDITIONINGRESPONSE']._serialized_end=577
+  _globals['_CREATELATENTSREQUEST']._serialized_start=579
+  _globals['_CREATELATENTSREQUEST']._serialized_end=652
+  _globals['_CREATELATENTSRESPONSE']._serialized_start=654
+  _globals['_CREATELATENTSRESPONSE']._serialized_end=736
+  _globals['_ESTIMATEGRADIENTREQUEST']._serialized_start=739
+  _globals['_ESTIMATEGRADIENTREQUEST']._serialized_end=1090
+  _globals['_DIAGNOSTICS']._serialized_start=1093
+  _globals['_DIAGNOSTICS']._serialized_end=1271
+  _globals['_TIMINGS']._serialized_start=1273
+  _globals['_TIMINGS']._serialized_end=1353
+  _globals['_DRAWTABLE']._serialized_start=1356
+  _globals['_DRAWTABLE']._serialized_end=1599
+  _globals['_ESTIMATEGRADIENTRESPONSE']._serialized_start=1602
+  _globals['_ESTIMATEGRADIENTRESPONSE']._serialized_end=1945
+  _globals['_CANCELGRADIENT']._serialized_start=1947
+  _globals['_CANCELGRADIENT']._serialized_end=1963
+  _globals['_STREAMGRADIENTSREQUEST']._serialized_start=1966
+  _globals['_STREAMGRADIENTSREQUEST']._serialized_end=2159
+  _globals['_STREAMGRADIENTSRESPONSE']._serialized_start=2162
+  _globals['_STREAMGRADIENTSRESPONSE']._serialized_end=2299
+  _globals['_PREDICTNOISEREQUEST']._serialized_start=2302
+  _globals['_PREDICTNOISEREQUEST']._serialized_end=2570
+  _globals['_PREDICTNOISERESPONSE']._serialized_start=2573
+  _globals['_PREDICTNOISERESPONSE']._serialized_end=2759
+  _globals['_REFINEGRADIENTREQUEST']._serialized_start=2762
+  _globals['_REFINEGRADIENTREQUEST']._serialized_end=3077
+  _globals['_REFINEGRADIENTRESPONSE']._serialized_start=3080
+  _globals['_REFINEGRADIENTRESPONSE']._serialized_end=3534
+  _globals['_PROFILETEACHERREQUEST']._serialized_start=3537
+  _globals['_PROFILETEACHERREQUEST']._serialized_end=3803
+  _globals['_PROFILETEACHERRESPONSE']._serialized_start=3805
+  _globals['_PROFILETEACHERRESPONSE']._serialized_end=3882
+  _globals['_PROFILEBIN']._serialized_start=3885
+  _globals['_PROFILEBIN']._serialized_end=4104
+  _globals['_PROFILE']._serialized_start=4107
+  _globals['_PROFILE']._serialized_end=4450
+  _globals['_TEACHERSERVICE']._serialized_start=4742
+  _globals['_TEACHERSERVICE']._serialized_end=5507
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,6 @@
+from carv.rpc import status_pb2 as _status_pb2
 from carv.v1 import conditioning_pb2 as _conditioning_pb2
+from carv.v1 import latents_pb2 as _latents_pb2
 from carv.v1 import objective_pb2 as _objective_pb2
 from carv.v1 import sampling_pb2 as _sampling_pb2
 from carv.v1 import teacher_pb2 as _teacher_pb2
@@ -72,10 +74,27 @@ class CreateConditioningResponse(_message.Message):
     teacher_digest: str
     def __init__(self, conditionings: _Optional[_Iterable[_Union[_conditioning_pb2.Conditioning, _Mapping]]] = ..., teacher_digest: _Optional[str] = ...) -> None: ...
 
-class EstimateGradientRequest(_message.Message):
-    __slots__ = ("teacher", "latents", "objective", "sampling", "explicit_draws", "seed", "return_draws", "return_half_estimates", "priority")
+class CreateLatentsRequest(_message.Message):
+    __slots__ = ("teacher", "latents")
     TEACHER_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
+    teacher: str
+    latents: _tensor_pb2.Tensor
+    def __init__(self, teacher: _Optional[str] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class CreateLatentsResponse(_message.Message):
+    __slots__ = ("latents", "teacher_digest")
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    TEACHER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    latents: _latents_pb2.Latents
+    teacher_digest: str
+    def __init__(self, latents: _Optional[_Union[_latents_pb2.Latents, _Mapping]] = ..., teacher_digest: _Optional[str] = ...) -> None: ...
+
+class EstimateGradientRequest(_message.Message):
+    __slots__ = ("teacher", "latents", "latents_handle", "objective", "sampling", "explicit_draws", "seed", "return_draws", "return_half_estimates", "priority")
+    TEACHER_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_HANDLE_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     EXPLICIT_DRAWS_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +104,7 @@ class EstimateGradientRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     teacher: str
     latents: _tensor_pb2.Tensor
+    latents_handle: str
     objective: _objective_pb2.Objective
     sampling: _sampling_pb2.Sampling
     explicit_draws: _sampling_pb2.ExplicitDraws
@@ -92,7 +112,7 @@ class EstimateGradientRequest(_message.Message):
     return_draws: bool
     return_half_estimates: bool
     priority: int
-    def __init__(self, teacher: _Optional[str] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., objective: _Optional[_Union[_objective_pb2.Objective, _Mapping]] = ..., sampling: _Optional[_Union[_sampling_pb2.Sampling, _Mapping]] = ..., explicit_draws: _Optional[_Union[_sampling_pb2.ExplicitDraws, _Mapping]] = ..., seed: _Optional[int] = ..., return_draws: bool = ..., return_half_estimates: bool = ..., priority: _Optional[int] = ...) -> None: ...
+    def __init__(self, teacher: _Optional[str] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., latents_handle: _Optional[str] = ..., objective: _Optional[_Union[_objective_pb2.Objective, _Mapping]] = ..., sampling: _Optional[_Union[_sampling_pb2.Sampling, _Mapping]] = ..., explicit_draws: _Optional[_Union[_sampling_pb2.ExplicitDraws, _Mapping]] = ..., seed: _Optional[int] = ..., return_draws: bool = ..., return_half_estimates: bool = ..., priority: _Optional[int] = ...) -> None: ...
 
 class Diagnostics(_message.Message):
     __slots__ = ("variance_estimator", "noise_variance", "effective_sample_size", "past_draws")
@@ -156,12 +176,39 @@ class EstimateGradientResponse(_message.Message):
     half_estimates: _tensor_pb2.Tensor
     def __init__(self, gradient: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., diagnostics: _Optional[_Union[Diagnostics, _Mapping]] = ..., teacher_digest: _Optional[str] = ..., seed: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.Sampling, _Mapping]] = ..., draws_spent: _Optional[int] = ..., evaluations_spent: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., draw_table: _Optional[_Union[DrawTable, _Mapping]] = ..., half_estimates: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
+class CancelGradient(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StreamGradientsRequest(_message.Message):
+    __slots__ = ("id", "estimate", "cancel", "timeout_seconds")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    estimate: EstimateGradientRequest
+    cancel: CancelGradient
+    timeout_seconds: float
+    def __init__(self, id: _Optional[int] = ..., estimate: _Optional[_Union[EstimateGradientRequest, _Mapping]] = ..., cancel: _Optional[_Union[CancelGradient, _Mapping]] = ..., timeout_seconds: _Optional[float] = ...) -> None: ...
+
+class StreamGradientsResponse(_message.Message):
+    __slots__ = ("id", "estimate", "error")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    estimate: EstimateGradientResponse
+    error: _status_pb2.Status
+    def __init__(self, id: _Optional[int] = ..., estimate: _Optional[_Union[EstimateGradientResponse, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+
 class PredictNoiseRequest(_message.Message):
-    __slots__ = ("teacher", "conditionings", "latents", "noisy_latents", "explicit_draws", "seed", "priority")
+    __slots__ = ("teacher", "conditionings", "latents", "noisy_latents", "latents_handle", "explicit_draws", "seed", "priority")
     TEACHER_FIELD_NUMBER: _ClassVar[int]
     CONDITIONINGS_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
     NOISY_LATENTS_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_HANDLE_FIELD_NUMBER: _ClassVar[int]
     EXPLICIT_DRAWS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
@@ -169,10 +216,11 @@ class PredictNoiseRequest(_message.Message):
     conditionings: _containers.RepeatedScalarFieldContainer[str]
     latents: _tensor_pb2.Tensor
     noisy_latents: _tensor_pb2.Tensor
+    latents_handle: str
     explicit_draws: _sampling_pb2.ExplicitDraws
     seed: int
     priority: int
-    def __init__(self, teacher: _Optional[str] = ..., conditionings: _Optional[_Iterable[str]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., noisy_latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., explicit_draws: _Optional[_Union[_sampling_pb2.ExplicitDraws, _Mapping]] = ..., seed: _Optional[int] = ..., priority: _Optional[int] = ...) -> None: ...
+    def __init__(self, teacher: _Optional[str] = ..., conditionings: _Optional[_Iterable[str]] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., noisy_latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., latents_handle: _Optional[str] = ..., explicit_draws: _Optional[_Union[_sampling_pb2.ExplicitDraws, _Mapping]] = ..., seed: _Optional[int] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class PredictNoiseResponse(_message.Message):
     __slots__ = ("noise_prediction", "teacher_digest", "seed", "evaluations_spent", "timings", "draws_spent")
@@ -191,9 +239,10 @@ class PredictNoiseResponse(_message.Message):
     def __init__(self, noise_prediction: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., teacher_digest: _Optional[str] = ..., seed: _Optional[int] = ..., evaluations_spent: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., draws_spent: _Optional[int] = ...) -> None: ...
 
 class RefineGradientRequest(_message.Message):
-    __slots__ = ("teacher", "latents", "objective", "sampling", "seed", "target_relative_standard_error", "max_draws", "max_seconds", "priority")
+    __slots__ = ("teacher", "latents", "latents_handle", "objective", "sampling", "seed", "target_relative_standard_error", "max_draws", "max_seconds", "priority")
     TEACHER_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_HANDLE_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
@@ -203,6 +252,7 @@ class RefineGradientRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     teacher: str
     latents: _tensor_pb2.Tensor
+    latents_handle: str
     objective: _objective_pb2.Objective
     sampling: _sampling_pb2.Sampling
     seed: int
@@ -210,7 +260,7 @@ class RefineGradientRequest(_message.Message):
     max_draws: int
     max_seconds: float
     priority: int
-    def __init__(self, teacher: _Optional[str] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., objective: _Optional[_Union[_objective_pb2.Objective, _Mapping]] = ..., sampling: _Optional[_Union[_sampling_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., target_relative_standard_error: _Optional[float] = ..., max_draws: _Optional[int] = ..., max_seconds: _Optional[float] = ..., priority: _Optional[int] = ...) -> None: ...
+    def __init__(self, teacher: _Optional[str] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., latents_handle: _Optional[str] = ..., objective: _Optional[_Union[_objective_pb2.Objective, _Mapping]] = ..., sampling: _Optional[_Union[_sampling_pb2.Sampling, _Mapping]] = ..., seed: _Optional[int] = ..., target_relative_standard_error: _Optional[float] = ..., max_draws: _Optional[int] = ..., max_seconds: _Optional[float] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class RefineGradientResponse(_message.Message):
     __slots__ = ("gradient", "noise_variance", "variance_estimator", "relative_standard_error", "draws", "stop_reasons", "final", "teacher_digest", "seed", "sampling", "draws_spent", "evaluations_spent", "timings")
@@ -243,9 +293,10 @@ class RefineGradientResponse(_message.Message):
     def __init__(self, gradient: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., noise_variance: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., variance_estimator: _Optional[_Union[VarianceEstimator, str]] = ..., relative_standard_error: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., draws: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., stop_reasons: _Optional[_Iterable[_Union[StopReason, str]]] = ..., final: bool = ..., teacher_digest: _Optional[str] = ..., seed: _Optional[int] = ..., sampling: _Optional[_Union[_sampling_pb2.Sampling, _Mapping]] = ..., draws_spent: _Optional[int] = ..., evaluations_spent: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
 class ProfileTeacherRequest(_message.Message):
-    __slots__ = ("teacher", "latents", "objective", "bins", "draws_per_bin", "seed", "history", "warm", "priority")
+    __slots__ = ("teacher", "latents", "latents_handle", "objective", "bins", "draws_per_bin", "seed", "history", "warm", "priority")
     TEACHER_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_HANDLE_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     BINS_FIELD_NUMBER: _ClassVar[int]
     DRAWS_PER_BIN_FIELD_NUMBER: _ClassVar[int]
@@ -255,6 +306,7 @@ class ProfileTeacherRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     teacher: str
     latents: _tensor_pb2.Tensor
+    latents_handle: str
     objective: _objective_pb2.Objective
     bins: int
     draws_per_bin: int
@@ -262,7 +314,7 @@ class ProfileTeacherRequest(_message.Message):
     history: str
     warm: bool
     priority: int
-    def __init__(self, teacher: _Optional[str] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., objective: _Optional[_Union[_objective_pb2.Objective, _Mapping]] = ..., bins: _Optional[int] = ..., draws_per_bin: _Optional[int] = ..., seed: _Optional[int] = ..., history: _Optional[str] = ..., warm: bool = ..., priority: _Optional[int] = ...) -> None: ...
+    def __init__(self, teacher: _Optional[str] = ..., latents: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., latents_handle: _Optional[str] = ..., objective: _Optional[_Union[_objective_pb2.Objective, _Mapping]] = ..., bins: _Optional[int] = ..., draws_per_bin: _Optional[int] = ..., seed: _Optional[int] = ..., history: _Optional[str] = ..., warm: bool = ..., priority: _Optional[int] = ...) -> None: ...
 
 class ProfileTeacherResponse(_message.Message):
     __slots__ = ("progress", "profile")

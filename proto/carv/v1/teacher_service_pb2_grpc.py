@@ -56,10 +56,20 @@ class TeacherServiceStub(object):
                 request_serializer=carv_dot_v1_dot_teacher__service__pb2.CreateConditioningRequest.SerializeToString,
                 response_deserializer=carv_dot_v1_dot_teacher__service__pb2.CreateConditioningResponse.FromString,
                 _registered_method=True)
+        self.CreateLatents = channel.unary_unary(
+                '/carv.v1.TeacherService/CreateLatents',
+                request_serializer=carv_dot_v1_dot_teacher__service__pb2.CreateLatentsRequest.SerializeToString,
+                response_deserializer=carv_dot_v1_dot_teacher__service__pb2.CreateLatentsResponse.FromString,
+                _registered_method=True)
         self.EstimateGradient = channel.unary_unary(
                 '/carv.v1.TeacherService/EstimateGradient',
                 request_serializer=carv_dot_v1_dot_teacher__service__pb2.EstimateGradientRequest.SerializeToString,
                 response_deserializer=carv_dot_v1_dot_teacher__service__pb2.EstimateGradientResponse.FromString,
+                _registered_method=True)
+        self.StreamGradients = channel.stream_stream(
+                '/carv.v1.TeacherService/StreamGradients',
+                request_serializer=carv_dot_v1_dot_teacher__service__pb2.StreamGradientsRequest.SerializeToString,
+                response_deserializer=carv_dot_v1_dot_teacher__service__pb2.StreamGradientsResponse.FromString,
                 _registered_method=True)
         self.PredictNoise = channel.unary_unary(
                 '/carv.v1.TeacherService/PredictNoise',
@@ -106,8 +116,25 @@ class TeacherServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateLatents(self, request, context):
+        """Keep latents on the server; requests then name them by their handle.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def EstimateGradient(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamGradients(self, request_iterator, context):
+        """EstimateGradient, many in flight on one stream; answers come as they are
+        ready, in any order. Every request is answered once. A client that
+        half-closes gets the answers that are left; one that cancels the call
+        cancels all its requests.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -150,10 +177,20 @@ def add_TeacherServiceServicer_to_server(servicer, server):
                     request_deserializer=carv_dot_v1_dot_teacher__service__pb2.CreateConditioningRequest.FromString,
                     response_serializer=carv_dot_v1_dot_teacher__service__pb2.CreateConditioningResponse.SerializeToString,
             ),
+            'CreateLatents': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateLatents,
+                    request_deserializer=carv_dot_v1_dot_teacher__service__pb2.CreateLatentsRequest.FromString,
+                    response_serializer=carv_dot_v1_dot_teacher__service__pb2.CreateLatentsResponse.SerializeToString,
+            ),
             'EstimateGradient': grpc.unary_unary_rpc_method_handler(
                     servicer.EstimateGradient,
                     request_deserializer=carv_dot_v1_dot_teacher__service__pb2.EstimateGradientRequest.FromString,
                     response_serializer=carv_dot_v1_dot_teacher__service__pb2.EstimateGradientResponse.SerializeToString,
+            ),
+            'StreamGradients': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamGradients,
+                    request_deserializer=carv_dot_v1_dot_teacher__service__pb2.StreamGradientsRequest.FromString,
+                    response_serializer=carv_dot_v1_dot_teacher__service__pb2.StreamGradientsResponse.SerializeToString,
             ),
             'PredictNoise': grpc.unary_unary_rpc_method_handler(
                     servicer.PredictNoise,
@@ -270,6 +307,33 @@ class TeacherService(object):
             _registered_method=True)
 
     @staticmethod
+    def CreateLatents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carv.v1.TeacherService/CreateLatents',
+            carv_dot_v1_dot_teacher__service__pb2.CreateLatentsRequest.SerializeToString,
+            carv_dot_v1_dot_teacher__service__pb2.CreateLatentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def EstimateGradient(request,
             target,
             options=(),
@@ -286,6 +350,33 @@ class TeacherService(object):
             '/carv.v1.TeacherService/EstimateGradient',
             carv_dot_v1_dot_teacher__service__pb2.EstimateGradientRequest.SerializeToString,
             carv_dot_v1_dot_teacher__service__pb2.EstimateGradientResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamGradients(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/carv.v1.TeacherService/StreamGradients',
+            carv_dot_v1_dot_teacher__service__pb2.StreamGradientsRequest.SerializeToString,
+            carv_dot_v1_dot_teacher__service__pb2.StreamGradientsResponse.FromString,
             options,
             channel_credentials,
             insecure,

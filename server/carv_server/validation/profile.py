@@ -15,7 +15,8 @@ _DEFAULT_DRAWS, _DRAWS = 8, (2, 1024)
 
 
 def check_profile(message: pb.ProfileTeacherRequest, context: RequestContext) -> ProfileRequest:
-    """Raises RequestError: INVALID_FIELD with all violations, then CONDITIONING_NOT_FOUND."""
+    """Raises RequestError: INVALID_FIELD with all violations, then LATENTS_NOT_FOUND or
+    CONDITIONING_NOT_FOUND."""
     violations = Violations()
     subject = check_subject(message, context, violations)
     latents, objective = subject.latents, subject.objective

@@ -20,8 +20,8 @@ _MOST_DRAWS = 1 << 19
 
 
 def check_refine(message: pb.RefineGradientRequest, context: RequestContext) -> RefineRequest:
-    """Raises RequestError: INVALID_FIELD with all violations, then MESSAGE_TOO_LARGE, then
-    CONDITIONING_NOT_FOUND.
+    """Raises RequestError: INVALID_FIELD with all violations, then LATENTS_NOT_FOUND or
+    CONDITIONING_NOT_FOUND, then MESSAGE_TOO_LARGE.
 
     The draws of a render have no limit of their own: a call may spend ``max_evaluations`` over
     its renders and branches, and each render its share of that at most.
@@ -65,9 +65,9 @@ def check_refine(message: pb.RefineGradientRequest, context: RequestContext) -> 
             f"x draws x branches) is {limits.max_evaluations}",
         )
     violations.raise_if_any()
+    subject.handles.raise_if_gone()
     assert latents is not None and objective is not None and sampling is not None
     check_reply(latents.size * _FLOAT32_BYTES, context)
-    subject.handles.raise_if_gone()
     return RefineRequest(
         latents=latents,
         reference_latents=subject.reference_latents,

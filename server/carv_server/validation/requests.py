@@ -24,8 +24,8 @@ _DRAW_TABLE_BYTES = 8 + 8 + 4 + 4 + 4 + 4
 
 
 def check_estimate(message: pb.EstimateGradientRequest, context: RequestContext) -> EstimateRequest:
-    """Raises RequestError: INVALID_FIELD with all violations, then MESSAGE_TOO_LARGE, then
-    CONDITIONING_NOT_FOUND."""
+    """Raises RequestError: INVALID_FIELD with all violations, then LATENTS_NOT_FOUND or
+    CONDITIONING_NOT_FOUND, then MESSAGE_TOO_LARGE."""
     violations = Violations()
     limits = context.limits
     timesteps = len(context.teacher.schedule)
@@ -62,13 +62,13 @@ def check_estimate(message: pb.EstimateGradientRequest, context: RequestContext)
                 "explicit_draws.importance_weights", "times the weighting they overflow float32"
             )
     violations.raise_if_any()
+    subject.handles.raise_if_gone()
     assert latents is not None and objective is not None and draws is not None
     gradients = 3 if message.return_half_estimates else 1
     reply = gradients * latents.size * _FLOAT32_BYTES
     if message.return_draws:
         reply += len(latents) * draws.draws * _DRAW_TABLE_BYTES
     check_reply(reply, context)
-    subject.handles.raise_if_gone()
     return EstimateRequest(
         latents=latents,
         reference_latents=subject.reference_latents,
@@ -86,10 +86,12 @@ def check_predict(message: pb.PredictNoiseRequest, context: RequestContext) -> P
     check_priority(message.priority, violations)
     field = message.WhichOneof("input")
     noisy = field == "noisy_latents"
+    handles = Handles(context)
+    latents = None
     if field is None:
-        violations.add("input", "set latents or noisy_latents")
-    source = message.noisy_latents if noisy else message.latents
-    latents = checked_latents(source, True, field, context, violations) if field else None
+        violations.add("input", "set latents, latents_handle or noisy_latents")
+    else:
+        latents = checked_latents(message, field, handles, context, violations)
     renders = None if latents is None else len(latents)
     plan = None
     if message.HasField("explicit_draws"):
@@ -103,13 +105,12 @@ def check_predict(message: pb.PredictNoiseRequest, context: RequestContext) -> P
         )
     else:
         violations.add("explicit_draws", "must be set")
-    handles = Handles(context)
     branch = handles.branch(message.conditionings, "conditionings", renders, False, violations)
     if latents is not None and plan is not None:
         check_evaluations(len(latents) * plan.draws, "explicit_draws", context.limits, violations)
     violations.raise_if_any()
+    handles.raise_if_gone()
     assert latents is not None and plan is not None
     check_reply(latents.size * plan.draws * _FLOAT32_BYTES, context)
-    handles.raise_if_gone()
     seed = message.seed if message.HasField("seed") else context.new_seed()
     return PredictRequest(latents, noisy, branch, plan, seed)

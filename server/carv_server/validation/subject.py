@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from carv.errors import FieldViolation, Reason
+from carv.v1 import objective_pb2
 from carv.v1 import teacher_service_pb2 as pb
-from carv.v1 import tensor_pb2
 from carv_server.errors import RequestError, handles_gone
 from carv_server.replicas.protocol import Branch, Conditioning
 from carv_server.request import RequestLimits
@@ -32,7 +32,7 @@ __all__ = [
 _REPLY_OVERHEAD_BYTES = 64 * 1024
 
 SubjectMessage = pb.EstimateGradientRequest | pb.RefineGradientRequest | pb.ProfileTeacherRequest
-"""Requests with ``latents`` and an ``objective``."""
+"""Requests with latents and an ``objective``."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class RequestContext:
 
     Attributes:
         resolve: handle to conditioning of this teacher, or None.
+        resolve_latents: handle to float32 [R, *event_shape] kept for this teacher, or None.
         new_seed: a seed for requests that give none.
         max_message_bytes: bound on the reply.
     """
@@ -49,6 +50,7 @@ class RequestContext:
     limits: RequestLimits
     max_message_bytes: int
     resolve: Callable[[str], Conditioning | None]
+    resolve_latents: Callable[[str], Float32Array | None]
     new_seed: Callable[[], int]
 
 
@@ -59,6 +61,7 @@ class Handles:
     def __init__(self, context: RequestContext) -> None:
         self._context = context
         self._gone: dict[str, str] = {}
+        self._gone_latents: dict[str, str] = {}
 
     def branch(
         self,
@@ -87,14 +90,21 @@ class Handles:
             violations.add(field, "these conditionings differ in their tensors' shapes")
         return Branch(found, use_reference)
 
+    def latents(self, handle: str, field: str) -> Float32Array | None:
+        """Latents that are kept; they were checked when they came."""
+        found = self._context.resolve_latents(handle)
+        if found is None:
+            self._gone_latents[field] = handle
+        return found
+
     def raise_if_gone(self) -> None:
-        if self._gone:
-            raise handles_gone(self._gone)
+        if self._gone or self._gone_latents:
+            raise handles_gone(self._gone, self._gone_latents)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The parts that were sound; None for those with violations.
+    """The parts that were sound; None for those with violations, or whose handle is gone.
 
     Attributes:
         latents, reference_latents: float32 [R, *event_shape].
@@ -120,15 +130,13 @@ def check_subject(
     """Latents, reference latents, objective and conditionings, with their violations."""
     limits = context.limits
     check_priority(message.priority, violations)
-    latents = checked_latents(
-        message.latents, message.HasField("latents"), "latents", context, violations
-    )
+    handles = Handles(context)
+    latents = checked_latents(message, message.WhichOneof("subject"), handles, context, violations)
     renders = None if latents is None else len(latents)
     objective = check_objective(
         message.objective, context.teacher.schedule, limits.max_branches, violations
     )
-    reference = _reference(message, latents, context, violations)
-    handles = Handles(context)
+    reference = _reference(message, latents, handles, context, violations)
     branches = [
         handles.branch(
             branch.conditionings,
@@ -146,41 +154,54 @@ def check_subject(
 
 
 def checked_latents(
-    message: tensor_pb2.Tensor,
-    present: bool,
-    field: str,
+    message: SubjectMessage | pb.PredictNoiseRequest | objective_pb2.Objective,
+    name: str | None,
+    handles: Handles,
     context: RequestContext,
     violations: Violations,
+    prefix: str = "",
 ) -> Float32Array | None:
-    if not present:
-        violations.add(field, "must be set")
+    """Latents by value or by handle: whichever field of the message is set.
+
+    Args:
+        name: of the field that is set; None: of none, which is a violation.
+        prefix: of the field, in violations.
+    """
+    if name is None:
+        violations.add(f"{prefix}latents", "must be set, or latents_handle")
         return None
+    if name.endswith("_handle"):
+        return handles.latents(getattr(message, name), prefix + name)
     return check_latents(
-        message, field, context.teacher.event_shape, context.limits.max_renders, violations
+        getattr(message, name),
+        prefix + name,
+        context.teacher.event_shape,
+        context.limits.max_renders,
+        violations,
     )
 
 
 def _reference(
     message: SubjectMessage,
     latents: Float32Array | None,
+    handles: Handles,
     context: RequestContext,
     violations: Violations,
 ) -> Float32Array | None:
     field = "objective.reference_latents"
-    present = message.objective.HasField("reference_latents")
+    name = message.objective.WhichOneof("reference")
     used = [i for i, b in enumerate(message.objective.branches) if b.use_reference_latents]
-    if not present:
+    if name is None:
         if used:
             violations.add(field, f"must be set, since branch {used[0]} uses it")
         return None
     if not used:
         violations.add(field, "set, but no branch uses it")
-    reference = checked_latents(
-        message.objective.reference_latents, True, field, context, violations
-    )
+    reference = checked_latents(message.objective, name, handles, context, violations, "objective.")
     if reference is not None and latents is not None and reference.shape != latents.shape:
         violations.add(
-            f"{field}.shape", f"{list(reference.shape)}; the latents are {list(latents.shape)}"
+            f"objective.{name}.shape",
+            f"{list(reference.shape)}; the latents are {list(latents.shape)}",
         )
     return reference
 

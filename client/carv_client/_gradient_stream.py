@@ -1,0 +1,116 @@
+"""One StreamGradients call: many requests in flight, answers by id."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import grpc
+
+from carv.v1 import teacher_service_pb2 as pb
+from carv_client._errors import CarvError, UnavailableError, from_status
+from carv_client._rpcs import STREAM_GRADIENTS
+from carv_client._transport import Transport, closed
+
+__all__ = ["GradientStream", "StreamBrokenError"]
+
+
+class StreamBrokenError(Exception):
+    """The stream ended before the answer; ``error`` says how. Nothing is known of the request."""
+
+    def __init__(self, error: CarvError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class GradientStream:
+    """Opens with the first request; ends when the server ends it, or by ``close``.
+
+    Attributes:
+        broken: how it ended; None while it is open.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._last_id = 0
+        self._waiting: dict[int, asyncio.Future[pb.EstimateGradientResponse]] = {}
+        self._outbox: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue()
+        self.broken: CarvError | None = None
+        self._reader = asyncio.create_task(self._read())
+
+    async def ask(
+        self, request: pb.EstimateGradientRequest, seconds: float | None
+    ) -> pb.EstimateGradientResponse:
+        """Send a request and wait for its answer. Cancellation cancels it on the server too.
+
+        Args:
+            seconds: within which the server must answer; the wait is bounded likewise.
+
+        Raises:
+            CarvError: this request has failed; the stream goes on.
+            StreamBrokenError: the stream has.
+            TimeoutError: after ``seconds``.
+        """
+        if self.broken is not None:
+            raise StreamBrokenError(self.broken)
+        self._last_id += 1
+        request_id = self._last_id
+        message = pb.StreamGradientsRequest(
+            id=request_id, estimate=request, timeout_seconds=seconds
+        )
+        data = self._transport.serialize(message)
+        answer: asyncio.Future[pb.EstimateGradientResponse]
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = answer
+        self._outbox.put_nowait((request_id, data))
+        try:
+            async with asyncio.timeout(seconds):
+                return await answer
+        finally:
+            if self._waiting.pop(request_id, None) is not None:
+                self._leave(request_id)
+
+    async def close(self) -> None:
+        """End the call; whoever waits gets a StreamBrokenError."""
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+        self._end(closed())
+
+    def _leave(self, request_id: int) -> None:
+        """The server need not go on with a request, if it has begun."""
+        message = pb.StreamGradientsRequest(id=request_id, cancel=pb.CancelGradient())
+        self._outbox.put_nowait((0, message.SerializeToString()))
+
+    async def _read(self) -> None:
+        try:
+            async for response in self._transport.exchange(STREAM_GRADIENTS, self._outgoing()):
+                self._take(response)
+            self._end(UnavailableError("the server ended the stream", grpc.StatusCode.UNAVAILABLE))
+        except CarvError as error:
+            self._end(error)
+
+    async def _outgoing(self) -> AsyncGenerator[bytes]:
+        """Sent from gRPC's own task: the cancellation of a task that writes ends the call."""
+        while (item := await self._outbox.get()) is not None:
+            request_id, data = item
+            if request_id == 0 or request_id in self._waiting:
+                yield data
+
+    def _take(self, response: pb.StreamGradientsResponse) -> None:
+        answer = self._waiting.pop(response.id, None)
+        if answer is None or answer.done():
+            return  # nobody waits for it any more
+        if response.HasField("error"):
+            answer.set_exception(from_status(response.error))
+        else:
+            answer.set_result(response.estimate)
+
+    def _end(self, error: CarvError) -> None:
+        if self.broken is not None:
+            return
+        self.broken = error
+        waiting, self._waiting = self._waiting, {}
+        for answer in waiting.values():
+            if not answer.done():
+                answer.set_exception(StreamBrokenError(error))
+        self._outbox.put_nowait(None)

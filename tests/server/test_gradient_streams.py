@@ -449,7 +449,7 @@ def test_a_client_that_reads_nothing_is_read_no_further() -> None:
         with ThreadPoolExecutor(1) as workers:
             admission = Admission(1 << 20)
             stream = GradientStream(
-                write, estimate, admission, MessageParser(workers), time.monotonic, None, most
+                write, estimate, admission, MessageParser(workers), time.monotonic, None, "", most
             )
             running = asyncio.create_task(stream.run(requests()))
             for _ in range(200):

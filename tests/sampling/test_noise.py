@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from carv import noise as contract
-from carv_server.sampling.noise import draw_noise, philox4x32
+from carv_server.sampling.noise import draw_noise
+from carv_server.sampling.philox import philox4x32
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, result.

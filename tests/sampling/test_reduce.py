@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from carv_server.sampling.group_sums import reduce_groups
 from carv_server.sampling.plan import effective_sample_size
 from carv_server.sampling.reduce import (
     Reduction,
     estimate_from_moments,
     merge_reductions,
-    reduce_groups,
 )
 
 

@@ -41,9 +41,8 @@ class DrawLabels:
     streams: torch.Tensor | None = None
 
     @property
-    def owners(self) -> Int64Array:
-        renders = self.renders.numpy()
-        return renders if self.streams is None else 2 * renders + self.streams.numpy()
+    def owners(self) -> torch.Tensor:
+        return self.renders if self.streams is None else 2 * self.renders + self.streams
 
 
 @dataclass(frozen=True)
@@ -131,9 +130,13 @@ def reduce_works(values: torch.Tensor, works: Sequence[DrawLabels]) -> list[Redu
 
 def _grouped(works: Sequence[DrawLabels]) -> _Groups:
     work_of_draw = np.repeat(np.arange(len(works)), [len(work.renders) for work in works])
-    owners = np.concatenate([work.owners for work in works])
-    labels = np.concatenate([work.groups.numpy() for work in works])
-    cells = np.concatenate([work.cells.numpy() for work in works])
+    owners, labels, cells = torch.stack(
+        [
+            torch.cat([work.owners for work in works]),
+            torch.cat([work.groups for work in works]),
+            torch.cat([work.cells for work in works]),
+        ]
+    ).numpy()
     span = int(owners.max()) + 1
     keys = work_of_draw * span + owners
     first, of_draw, sizes = _unique(keys, labels)

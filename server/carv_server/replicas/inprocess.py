@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
-
-from carv_server.replicas.forward import evaluate
-from carv_server.replicas.protocol import MicrobatchResult, Work
+from carv_server.replicas.forward import Forward
+from carv_server.replicas.protocol import MicrobatchResult, Work, WorkResult
+from carv_server.replicas.warmup import warm_up
 from carv_server.teachers.protocol import Source, Teacher, TeacherDescription, Tensors
 
 __all__ = ["InProcessReplica"]
@@ -26,14 +25,21 @@ class InProcessReplica:
     Args:
         executor: a single thread; replicas of teachers on one device share it.
         max_rows: rows that the teacher sees at once.
+        staging: on a device with streams, a single thread that lays out and sends the next
+            microbatch while the device computes the one before; None does so in between.
     """
 
     def __init__(
-        self, teacher: Teacher, executor: ThreadPoolExecutor, max_rows: int | None = None
+        self,
+        teacher: Teacher,
+        executor: ThreadPoolExecutor,
+        max_rows: int | None = None,
+        staging: ThreadPoolExecutor | None = None,
     ) -> None:
         self._teacher = teacher
-        self._max_rows = max_rows
         self._executor = executor
+        self._staging = staging if teacher.device.type == "cuda" else None
+        self._forward = Forward(teacher, max_rows)
 
     @property
     def description(self) -> TeacherDescription:
@@ -52,14 +58,25 @@ class InProcessReplica:
     async def encode(self, source: Source) -> Sequence[Tensors]:
         return await self._call(lambda: self._teacher.encode(source))
 
-    async def run(self, works: Sequence[Work]) -> MicrobatchResult:
-        return await self._call(lambda: self._timed(works))
+    async def warm_up(self, sizes: Sequence[int]) -> None:
+        """First forwards of these sizes.
 
-    def _timed(self, works: Sequence[Work]) -> MicrobatchResult:
+        Raises:
+            RuntimeError: as ``warm_up``; or whatever the teacher raises.
+        """
+        await self._call(lambda: warm_up(self._forward, sizes))
+
+    async def run(self, works: Sequence[Work]) -> MicrobatchResult:
+        if self._staging is None:
+            return await self._call(lambda: self._timed(lambda: self._forward.evaluate(works)))
+        loop = asyncio.get_running_loop()
+        staged = await loop.run_in_executor(self._staging, self._forward.stage, works)
+        return await self._call(lambda: self._timed(lambda: self._forward.compute(staged)))
+
+    def _timed(self, forward: Callable[[], list[WorkResult]]) -> MicrobatchResult:
+        # Results are on the host when the forward returns: nothing is left to wait for.
         start = time.perf_counter()
-        results = evaluate(self._teacher, works, self._max_rows)
-        if self._teacher.device.type == "cuda":
-            torch.cuda.synchronize(self._teacher.device)
+        results = forward()
         return MicrobatchResult(results, time.perf_counter() - start)
 
     async def _call(self, function: Callable[[], _Result]) -> _Result:

@@ -266,7 +266,10 @@ def _send(
     with torch.cuda.stream(stream):  # None changes nothing
         latents = rows.to(device, non_blocking=True)
         sent = packed.to(device, non_blocking=True)
-        ready = None if stream is None else stream.record_event()
+        ready = None
+        if stream is not None:
+            ready = torch.cuda.Event()
+            ready.record(stream)
     values = {
         name: sent[at[name] : at[name] + words[name]]
         .view(torch.from_numpy(array[:0]).dtype)[: array.size]

@@ -141,6 +141,9 @@ def _prepared(teacher_id: str, teacher: Teacher, config: ServerConfig) -> Prepar
     if not (config.compile or config.cuda_graphs):
         return PreparedTeacher(teacher, budget, _eager_sizes(budget))
     sizes = bucket_sizes(budget)
+    if teacher.device.type == "cpu":
+        # Compiled for any size, and padding would cost what the rows cost.
+        return PreparedTeacher(teacher, budget, tuple(sizes))
     if config.cuda_graphs:
         teacher = GraphedTeacher(teacher, sizes)
     return PreparedTeacher(BucketedTeacher(teacher, sizes), budget, tuple(sizes))

@@ -14,8 +14,9 @@ from carv_server.teachers.protocol import Teacher
 __all__ = ["is_faster", "probe_gradient", "reduced_dtype", "relative_error"]
 
 _PROBE_DRAWS = 16
-# Reduced precision has to be clearly faster to be worth its rounding.
-_WINS_BY = 1.25
+# The format is part of a teacher's digest, and so of its handles: on a CPU, where it is measured,
+# the gain has to be beyond what measurements vary by.
+_WINS_BY = 2.0
 _TURNS = 3
 
 
@@ -33,8 +34,8 @@ def reduced_dtype(device: torch.device) -> torch.dtype | None:
 def is_faster(
     reduced: Teacher, exact: Teacher, clock: Callable[[], float] = time.perf_counter
 ) -> bool:
-    """Whether the reduced teacher's forward of 16 rows is the faster by a quarter: the best of
-    three, taken in turns."""
+    """Whether the reduced teacher's forward of 16 rows takes less than half the time: the best
+    of three, taken in turns."""
     forwards = [Forward(teacher) for teacher in (reduced, exact)]
     works = [
         probe_work(teacher, probe_conditionings(teacher)[:1], _PROBE_DRAWS)

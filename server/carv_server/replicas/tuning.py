@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -13,12 +12,9 @@ import torch
 
 from carv_server.replicas.forward import Forward
 from carv_server.replicas.probe import probe_conditionings, probe_work
-from carv_server.replicas.row_limit import is_out_of_memory
 from carv_server.teachers.protocol import Teacher
 
 __all__ = ["MemoryUse", "Tuning", "choose_rows", "device_memory", "tune_rows"]
-
-_log = logging.getLogger(__name__)
 
 _MOST_ROWS = 512
 _SECONDS = 4.0
@@ -64,17 +60,21 @@ def tune_rows(
     then the best of a few.
 
     Args:
-        seconds: no forward is begun that is expected to end later. The first always runs.
+        seconds: of forwards, compilation apart; no size is begun that is expected to take
+            longer. One row is always measured.
         memory: sizes expected to exceed its bound are not tried; None asks the device.
+
+    Raises:
+        Exception: what the teacher raised at a single row.
     """
     memory = memory or device_memory(teacher.device)
     (conditioning, *_) = probe_conditionings(teacher)
-    started, base = clock(), memory.peak()
+    base, spent = memory.peak(), 0.0
     rates: dict[int, float] = {}
     rows, took, ended_by = 1, 0.0, f"{most} rows are the most"
     while rows <= most:
         # Twice the rows take at most about twice the time and twice the memory.
-        if rates and clock() - started + 2 * took * 2 > seconds:
+        if rates and spent + 2 * (2 * took) > seconds:
             ended_by = f"{seconds:g} s are the most"
             break
         if base + 2 * (memory.peak() - base) > memory.bound:
@@ -83,20 +83,17 @@ def tune_rows(
         forward = Forward(teacher, rows)
         work = probe_work(teacher, [conditioning], rows)
         best = float("inf")
-        try:
-            forward.evaluate([work])  # warms up
-            begun = clock()
-            for _ in range(_REPEATS):
-                before = clock()
-                forward.evaluate([work])
-                took = clock() - before
-                best = min(best, took)
-                if clock() - begun > _SHARE_OF_SECONDS * seconds:
-                    break
-        except Exception as error:
-            if not rates or not is_out_of_memory(error):
-                raise
-        if forward.limit.most != rows or best == float("inf"):
+        forward.evaluate([work])  # may compile: not counted at its own length
+        begun = clock()
+        for _ in range(_REPEATS):
+            before = clock()
+            forward.evaluate([work])
+            took = clock() - before
+            best = min(best, took)
+            if clock() - begun > _SHARE_OF_SECONDS * seconds:
+                break
+        spent += clock() - begun + took
+        if forward.limit.most != rows:
             ended_by = f"the device is out of memory at {rows} rows"
             break
         rates[rows] = rows / best
@@ -106,8 +103,6 @@ def tune_rows(
             ended_by = "more rows are slower"
             break
         rows *= 2
-    if not rates:
-        raise RuntimeError("the device is out of memory at a single row")
     return Tuning(choose_rows(rates), rates, ended_by)
 
 

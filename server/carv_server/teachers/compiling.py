@@ -30,7 +30,9 @@ class Compilable(Protocol):
 
 
 def compiled(network: Any, device: torch.device) -> Any:
-    """The network, compiled anew for each batch size that it meets.
+    """The network, compiled: on a CUDA device anew for each batch size that it meets, where that
+    makes for the fastest kernels; elsewhere for any batch size at once, since a CPU's time goes by
+    rows and compiling takes it a minute.
 
     Raises:
         ValueError: the machine has no compiler for the device.
@@ -42,7 +44,22 @@ def compiled(network: Any, device: torch.device) -> Any:
     config: Any = torch._dynamo.config  # pyright: ignore[reportPrivateUsage]
     config.recompile_limit = max(config.recompile_limit, _MOST_VERSIONS)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, _MOST_VERSIONS)
-    return torch.compile(network, dynamic=False)
+    if device.type == "cuda":
+        return torch.compile(network, dynamic=False)
+    return _AnyBatch(torch.compile(network))
+
+
+class _AnyBatch:
+    """Marks the first axis of every input as one of any length."""
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        for value in (*inputs, *named.values()):
+            if isinstance(value, torch.Tensor):
+                torch._dynamo.maybe_mark_dynamic(value, 0)  # pyright: ignore[reportPrivateUsage]
+        return self._network(*inputs, **named)
 
 
 def missing_compiler(device: torch.device) -> str | None:

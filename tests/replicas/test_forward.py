@@ -107,11 +107,23 @@ def test_a_mixed_microbatch_equals_the_plain_formula(
 def test_spreads_and_twins_of_a_mixed_microbatch_are_each_works_own() -> None:
     teacher = oracle_teacher()
     conditionings = conditionings_of(teacher, [Classes((0, 1))])
-    options = {"renders": 2, "draws": 8, "branches": 2, "paired": True}
+
+    def paired(seed: int, streams: bool) -> Work:
+        return make(
+            teacher,
+            conditionings,
+            seed,
+            renders=2,
+            draws=8,
+            branches=2,
+            paired=True,
+            streams=streams,
+        )
+
     works = [
-        make(teacher, conditionings, 1, **options),
+        paired(1, streams=False),
         make(teacher, conditionings, 2, renders=3, draws=2),
-        make(teacher, conditionings, 3, streams=True, **options),
+        paired(3, streams=True),
     ]
     for work, result in zip(works, evaluate(teacher, works), strict=True):
         (alone,) = evaluate(teacher, [work])

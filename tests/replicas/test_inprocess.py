@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -30,7 +31,8 @@ def test_not_serving_until_every_size_has_run() -> None:
         entering = asyncio.create_task(server.__aenter__())
         assert await asyncio.to_thread(teacher.entered.wait, 10)
         async with grpc.aio.insecure_channel(server.address) as channel:
-            check = health_pb2_grpc.HealthStub(channel).Check
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            check = stub.Check
             for name in ("", "carv.v1.TeacherService"):
                 request = health_pb2.HealthCheckRequest(service=name)
                 assert (await check(request, timeout=10)).status == NOT_SERVING

@@ -16,6 +16,7 @@ from carv_server.config import ServerConfig
 from carv_server.prepare import as_prepared, load_teachers
 from carv_server.replicas import precision
 from carv_server.scheduler import SchedulerConfig
+from carv_server.teachers.protocol import Tensors
 from carv_server.teachers.registry import TeacherRegistration
 from tests.server.teachers import Wrapped, oracle_teacher
 from tests.support.oracle import write_oracle_folder
@@ -70,9 +71,11 @@ class Timed(Wrapped):
         super().__init__()
         self._clock, self._seconds = clock, seconds
 
-    def predict_noise(self, *arguments: object) -> torch.Tensor:
+    def predict_noise(
+        self, z_t: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors
+    ) -> torch.Tensor:
         self._clock[0] += self._seconds
-        return super().predict_noise(*arguments)  # pyright: ignore[reportArgumentType]
+        return super().predict_noise(z_t, timesteps, conditioning)
 
 
 @pytest.mark.parametrize(("seconds", "wins"), [(0.4, True), (0.6, False), (15.0, False)])
@@ -96,10 +99,10 @@ def test_what_a_device_may_be_good_at(monkeypatch: pytest.MonkeyPatch) -> None:
     assert precision.reduced_dtype(torch.device("cpu")) in (None, torch.bfloat16)
 
 
-@pytest.mark.parametrize(
-    ("quota", "cores"),
-    [("max 100000", None), ("100000 100000", 1), ("50000 100000", 1), ("", None)],
-)
+QUOTAS = {"max 100000": None, "100000 100000": 1, "50000 100000": 1, "": None}
+
+
+@pytest.mark.parametrize(("quota", "cores"), QUOTAS.items())
 def test_usable_cores(tmp_path: Path, quota: str, cores: int | None) -> None:
     (tmp_path / "cpu.max").write_text(quota)
     every = len(os.sched_getaffinity(0))

@@ -13,6 +13,7 @@ import torch
 from carv_server.replicas.conditioning_cache import ConditioningCache
 from carv_server.replicas.forward import Forward, evaluate
 from carv_server.replicas.protocol import Conditioning, Work, WorkResult
+from carv_server.replicas.staging import pack, unpack
 from carv_server.sampling.reduce import Reduction, estimate_from_moments
 from carv_server.teachers.protocol import Classes, Prompts, Source, Teacher, Tensors, Unconditional
 from carv_server.teachers.registry import EMBEDDED, TeacherRegistration, load_teacher
@@ -191,6 +192,24 @@ def test_large_finite_values_are_no_failure() -> None:
     assert result.failure is None and result.residuals is not None
     expected = 1e50 * float(work.branch_coefficients[0, 0]) ** 2
     assert float(result.residuals[0, 0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_is_packed_is_what_is_unpacked() -> None:
+    """The one transfer to a device, here without one: odd lengths, both types, two axes."""
+    generator = np.random.default_rng(0)
+    arrays = {
+        "odd": generator.normal(size=3).astype(np.float32),
+        "integers": generator.integers(-5, 2**40, (4, 2)),
+        "columns": np.asfortranarray(generator.integers(0, 9, (2, 3))),
+        "one": generator.normal(size=1).astype(np.float32),
+        "none": np.zeros(0, dtype=np.int64),
+        "last": generator.normal(size=2).astype(np.float32),
+    }
+    values = unpack(pack(arrays, pinned=False), arrays)
+    assert list(values) == list(arrays)
+    for name, array in arrays.items():
+        assert values[name].dtype == torch.from_numpy(array).dtype
+        np.testing.assert_array_equal(values[name].numpy(), array)
 
 
 def test_the_cache_keeps_what_was_used_last_within_its_bound() -> None:

@@ -19,7 +19,7 @@ import torch
 from carv_server.replicas.protocol import Conditioning, Work
 from carv_server.sampling.schedule import Schedule
 
-__all__ = ["Staged", "stage"]
+__all__ = ["Staged", "pack", "stage", "unpack"]
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
@@ -255,14 +255,7 @@ def _send(
         sum(map(len, pieces)), *pieces[0].shape[1:], dtype=torch.float32, pin_memory=pinned
     )
     torch.cat(list(pieces), out=rows)
-    # Whole words of 8 bytes, so that every array starts at one.
-    words = {name: -(-array.nbytes // 8) for name, array in arrays.items()}
-    packed = torch.empty(sum(words.values()), dtype=torch.int64, pin_memory=pinned)
-    at = dict(zip(words, accumulate(words.values(), initial=0), strict=False))
-    raw = packed.numpy().view(np.uint8)
-    for name, array in arrays.items():
-        start = 8 * at[name]
-        raw[start : start + array.nbytes] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+    packed = pack(arrays, pinned)
     with torch.cuda.stream(stream):  # None changes nothing
         latents = rows.to(device, non_blocking=True)
         sent = packed.to(device, non_blocking=True)
@@ -270,10 +263,30 @@ def _send(
         if stream is not None:
             ready = torch.cuda.Event()
             ready.record(stream)
-    values = {
-        name: sent[at[name] : at[name] + words[name]]
-        .view(torch.from_numpy(array[:0]).dtype)[: array.size]
-        .reshape(array.shape)
-        for name, array in arrays.items()
-    }
-    return latents, values, ready
+    return latents, unpack(sent, arrays), ready
+
+
+def pack(arrays: Mapping[str, npt.NDArray[Any]], pinned: bool) -> torch.Tensor:
+    """Arrays of 4 and 8 bytes an element as int64 words, each array from a whole word on."""
+    packed = torch.empty(sum(map(_words, arrays.values())), dtype=torch.int64, pin_memory=pinned)
+    raw, start = packed.numpy().view(np.uint8), 0
+    for array in arrays.values():
+        raw[start : start + array.nbytes] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+        start += 8 * _words(array)
+    return packed
+
+
+def unpack(words: torch.Tensor, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, torch.Tensor]:
+    """Views of the words, in the arrays' names, types and shapes."""
+    values: dict[str, torch.Tensor] = {}
+    start = 0
+    for name, array in arrays.items():
+        stop = start + _words(array)
+        flat = words[start:stop].view(torch.from_numpy(array[:0]).dtype)[: array.size]
+        values[name] = flat.reshape(array.shape)
+        start = stop
+    return values
+
+
+def _words(array: npt.NDArray[Any]) -> int:
+    return -(-array.nbytes // 8)

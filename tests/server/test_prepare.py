@@ -109,3 +109,15 @@ def test_usable_cores(tmp_path: Path, quota: str, cores: int | None) -> None:
     assert host.usable_cores(tmp_path / "cpu.max") == min(cores or every, every)
     assert host.usable_cores(tmp_path / "none") == every
     assert 1 <= host.forward_threads() <= max(1, every - 1)
+
+
+def test_the_undisturbed_clock_leaves_out_what_others_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time waited for a processor is the second number, in nanoseconds."""
+    statistics = tmp_path / "schedstat"
+    monkeypatch.setattr(host, "_SCHEDULER_STATISTICS", statistics)
+    monkeypatch.setattr(host.time, "perf_counter", lambda: 100.0)
+    assert host.undisturbed_seconds() == 100.0, "no statistics here"
+    statistics.write_text("123456789 2500000000 42\n")
+    assert host.undisturbed_seconds() == 97.5

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from carv_server.host import undisturbed_seconds
 from carv_server.replicas.forward import Forward
 from carv_server.replicas.probe import probe_conditionings, probe_work
 from carv_server.teachers.protocol import Teacher
@@ -33,7 +33,7 @@ def reduced_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def is_faster(
-    reduced: Teacher, exact: Teacher, clock: Callable[[], float] = time.perf_counter
+    reduced: Teacher, exact: Teacher, clock: Callable[[], float] = undisturbed_seconds
 ) -> bool:
     """Whether the reduced teacher's forward of 16 rows takes less than half the time: the best
     of three, taken in turns."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import resource
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from carv_server.host import undisturbed_seconds
 from carv_server.replicas.forward import Forward
 from carv_server.replicas.probe import probe_conditionings, probe_work
 from carv_server.teachers.protocol import Teacher
@@ -54,7 +54,7 @@ def tune_rows(
     seconds: float = _SECONDS,
     most: int = _MOST_ROWS,
     memory: MemoryUse | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] = undisturbed_seconds,
 ) -> Tuning:
     """Time whole microbatches (noise, teacher, sums) of 1, 2, 4, ... rows: each once to warm up,
     then the best of a few.

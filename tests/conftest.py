@@ -16,5 +16,7 @@ torch.set_num_threads(1)
 def analytic_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a server in its own process with the oracle teacher ``mixture``."""
     folder = write_oracle_folder(tmp_path_factory.mktemp("mixture"))
-    with ServerProcess(["--teacher", f"mixture={folder}", "--torch-threads", "1"]) as server:
+    with ServerProcess(
+        ["--teacher", f"mixture={folder}", "--torch-threads", "1", "--evaluation-budget", "64"]
+    ) as server:
         yield server.address

@@ -23,8 +23,15 @@ class ServerConfig:
         address: host:port; port 0 takes a free one.
         teachers: the first is the default of requests that name none.
         device: "cpu", "cuda", "cuda:1", ... or "auto".
-        dtype: "float32", "float16" or "bfloat16"; what the network computes in.
-        torch_threads: CPU threads of one forward; 0 leaves it to torch.
+        dtype: "float32", "float16" or "bfloat16"; what the network computes in. "auto" is what
+            the device is good at.
+        compile: compile networks by torch.compile, for a few fixed batch sizes.
+        cuda_graphs: capture the forwards of those batch sizes as CUDA graphs.
+        tune: measure the microbatch size when teachers are loaded; else it is the scheduler's
+            ``evaluation_budget``.
+        warm_up: run forwards of the batch sizes in use before health says SERVING.
+        torch_threads: CPU threads of one forward; 0 leaves it to torch, None is one fewer than
+            there are cores.
         max_message_bytes: largest request or reply.
         drain_seconds: how long in-flight requests may take after SIGTERM.
         store: bounds of the conditionings kept, over all teachers.
@@ -35,7 +42,11 @@ class ServerConfig:
     teachers: tuple[TeacherRegistration, ...] = (EMBEDDED,)
     device: str = "auto"
     dtype: str = "float32"
-    torch_threads: int = 0
+    compile: bool = False
+    cuda_graphs: bool = False
+    tune: bool = False
+    warm_up: bool = True
+    torch_threads: int | None = 0
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     drain_seconds: float = 30.0
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)

@@ -7,13 +7,13 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import grpc.aio
-import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -22,13 +22,13 @@ from carv_server.config import ServerConfig
 from carv_server.front import Front
 from carv_server.history import DrawHistories
 from carv_server.latents import LatentStore
+from carv_server.prepare import PreparedTeacher, as_prepared
 from carv_server.replicas.inprocess import InProcessReplica
 from carv_server.scheduler import Scheduler
 from carv_server.service import ServedTeacher, TeacherService
 from carv_server.teachers.protocol import Teacher
-from carv_server.teachers.registry import load_teacher
 
-__all__ = ["RunningServer", "load_teachers", "serve_until_signalled"]
+__all__ = ["RunningServer", "serve_until_signalled"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,35 +39,6 @@ _MAX_METADATA_BYTES = 64 * 1024
 _LAST_TASKS_SECONDS = 1.0
 
 
-def load_teachers(config: ServerConfig) -> dict[str, Teacher]:
-    """Load every registered teacher onto the configured device, by id.
-
-    Raises:
-        TeacherFolderError: a folder cannot be served.
-        ValueError: an id is registered twice, or the device is not there.
-    """
-    device = _device(config.device)
-    if config.torch_threads:
-        torch.set_num_threads(config.torch_threads)
-    teachers: dict[str, Teacher] = {}
-    for registration in config.teachers:
-        if registration.id in teachers:
-            raise ValueError(f"teacher id {registration.id!r} is registered twice")
-        started = time.perf_counter()
-        teacher = load_teacher(registration, device=device, dtype=getattr(torch, config.dtype))
-        teachers[registration.id] = teacher
-        _log.info(
-            "teacher %s: %s %s on %s, digest %s, %.1f s",
-            registration.id,
-            teacher.description.family,
-            list(teacher.description.event_shape),
-            device,
-            teacher.description.digest[:12],
-            time.perf_counter() - started,
-        )
-    return teachers
-
-
 class RunningServer:
     """A server on the current event loop; an async context manager that drains on exit.
 
@@ -75,17 +46,23 @@ class RunningServer:
         address: host:port that it listens on.
     """
 
-    def __init__(self, config: ServerConfig, teachers: Mapping[str, Teacher]) -> None:
+    def __init__(
+        self, config: ServerConfig, teachers: Mapping[str, PreparedTeacher | Teacher]
+    ) -> None:
         self._config = config
         # One thread for the device: forwards of all teachers take turns on it.
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._staging_thread = ThreadPoolExecutor(1, thread_name_prefix="staging")
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="messages")
         self._served: dict[str, ServedTeacher] = {}
-        for teacher_id, teacher in teachers.items():
-            replica = InProcessReplica(
-                teacher, self._device_thread, config.scheduler.evaluation_budget
-            )
-            scheduler = Scheduler([replica], config.scheduler, time.monotonic)
+        self._cold: list[tuple[InProcessReplica, Sequence[int]]] = []
+        for teacher_id, given in teachers.items():
+            prepared = as_prepared(given, config)
+            teacher, budget = prepared.teacher, prepared.evaluation_budget
+            replica = InProcessReplica(teacher, self._device_thread, budget, self._staging_thread)
+            self._cold.append((replica, prepared.warm_sizes))
+            limits = replace(config.scheduler, evaluation_budget=budget)
+            scheduler = Scheduler([replica], limits, time.monotonic)
             histories = DrawHistories(teacher.description.schedule, config.history)
             self._served[teacher_id] = ServedTeacher(
                 teacher_id,
@@ -124,9 +101,21 @@ class RunningServer:
         self.address = f"{self._config.address.rpartition(':')[0]}:{port}"
         for teacher in self._served.values():
             teacher.scheduler.start()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
+        try:
+            await self._warm_up()
+        except BaseException:
+            await self.drain()
+            raise
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         return self
+
+    async def _warm_up(self) -> None:
+        """Health already answers, so that a slow start is no dead server."""
+        if self._config.warm_up:
+            for replica, sizes in self._cold:
+                await replica.warm_up(sizes)
 
     async def __aexit__(
         self,
@@ -158,6 +147,7 @@ class RunningServer:
         # An open health Watch would hold stop() for its whole grace.
         await self._server.stop(1.0)
         self._device_thread.shutdown(wait=True, cancel_futures=True)
+        self._staging_thread.shutdown(wait=True, cancel_futures=True)
         self._workers.shutdown(wait=True, cancel_futures=True)
 
     def hurry(self) -> None:
@@ -169,7 +159,9 @@ class RunningServer:
             await self._health.set(name, status)
 
 
-async def serve_until_signalled(config: ServerConfig, teachers: Mapping[str, Teacher]) -> None:
+async def serve_until_signalled(
+    config: ServerConfig, teachers: Mapping[str, PreparedTeacher | Teacher]
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends the drain."""
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()
@@ -193,15 +185,6 @@ async def serve_until_signalled(config: ServerConfig, teachers: Mapping[str, Tea
     if rest:
         await asyncio.wait(rest, timeout=_LAST_TASKS_SECONDS)
     _log.info("stopped")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name}: this torch sees no CUDA device")
-    return device
 
 
 def _channel_options(max_message_bytes: int) -> list[tuple[str, int]]:

@@ -41,9 +41,38 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "Without it: the embedded teacher 'shapes'",
     )
     add("--device", str, "auto", "cpu, cuda, cuda:N or auto")
-    add("--dtype", _choice("float32", "float16", "bfloat16"), "float32", "what networks compute in")
-    add("--torch-threads", _at_least(0), 0, "CPU threads of one forward; 0 leaves it to torch")
-    add("--evaluation-budget", _at_least(1), 64, "evaluations in one microbatch")
+    add(
+        "--dtype",
+        _choice("auto", "float32", "float16", "bfloat16"),
+        "auto",
+        "what networks compute in; auto is what the device is good at, and its error against "
+        "float32 is logged",
+    )
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=_flag(os.environ.get("CARV_COMPILE")),
+        help="compile networks by torch.compile, for batch sizes of powers of two; takes minutes "
+        "before the server is ready (default: no)",
+    )
+    parser.add_argument(
+        "--cuda-graphs",
+        action=argparse.BooleanOptionalAction,
+        default=_flag(os.environ.get("CARV_CUDA_GRAPHS")),
+        help="capture forwards of those batch sizes as CUDA graphs (default: no)",
+    )
+    add(
+        "--torch-threads",
+        _auto_or(0),
+        "auto",
+        "CPU threads of one forward; auto leaves one core to the rest, 0 leaves it to torch",
+    )
+    add(
+        "--evaluation-budget",
+        _auto_or(1),
+        "auto",
+        "evaluations in one microbatch; auto measures it before the server is ready",
+    )
     add(
         "--max-waiting-evaluations", _at_least(1), 1 << 16, "evaluations that may wait in the queue"
     )
@@ -114,9 +143,10 @@ def _run(arguments: argparse.Namespace) -> int:
     # torch and diffusers take seconds to import: not before the arguments are known good.
     from carv_server.config import ServerConfig
     from carv_server.history import HistoryConfig
+    from carv_server.prepare import load_teachers
     from carv_server.request import RequestLimits
     from carv_server.scheduler import SchedulerConfig
-    from carv_server.serve import load_teachers, serve_until_signalled
+    from carv_server.serve import serve_until_signalled
     from carv_server.store import StoreConfig
     from carv_server.teachers.registry import EMBEDDED, parse_registration
 
@@ -127,11 +157,14 @@ def _run(arguments: argparse.Namespace) -> int:
             teachers=tuple(map(parse_registration, texts)) or (EMBEDDED,),
             device=arguments.device,
             dtype=arguments.dtype,
+            compile=arguments.compile,
+            cuda_graphs=arguments.cuda_graphs,
+            tune=arguments.evaluation_budget is None,
             torch_threads=arguments.torch_threads,
             max_message_bytes=arguments.max_message_mib * _MIB,
             drain_seconds=arguments.drain_seconds,
             scheduler=SchedulerConfig(
-                evaluation_budget=arguments.evaluation_budget,
+                evaluation_budget=arguments.evaluation_budget or SchedulerConfig.evaluation_budget,
                 max_waiting_evaluations=arguments.max_waiting_evaluations,
                 hold_fraction=arguments.hold_percent / 100,
             ),
@@ -172,6 +205,17 @@ def _choice(*values: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _flag(text: str | None) -> bool:
+    """A flag's environment variable: set and neither empty, 0, no nor false."""
+    return (text or "").lower() not in ("", "0", "no", "false")
+
+
+def _auto_or(minimum: int) -> Callable[[str], int | None]:
+    """A number, or None for auto."""
+    number = _at_least(minimum)
+    return lambda text: None if text == "auto" else number(text)
 
 
 def _at_least(minimum: int) -> Callable[[str], int]:

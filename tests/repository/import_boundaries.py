@@ -24,6 +24,7 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("serve_command", "profile_plot", "demo"),  # the subcommands
     ("serve",),  # the composition root
     ("front", "gradient_stream", "admission", "messages", "statuses"),  # the gRPC front
+    ("prepare",),  # registrations to teachers that are ready to serve
     ("config",),  # gathers the parts' own settings; no part reads it
     ("service",),
     ("encode",),
@@ -34,6 +35,7 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("teachers",),
     ("errors",),  # plain exceptions that any of the above may raise
     ("sampling",),
+    ("host",),  # the machine under the process
 )
 
 # (module, target): upward imports that are meant.

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from carv import noise as contract
-from carv_server.sampling.noise import draw_noise, philox4x32
+from carv_server.sampling import noise
+from carv_server.sampling.noise import draw_noise
+from carv_server.sampling.philox import noise_words, philox4x32
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, result.
@@ -53,3 +55,57 @@ def test_equals_the_contract(shape: tuple[int, ...], device: str) -> None:
     ]
     # log, sqrt, sin and cos of two libraries: a few units in the last place of values up to 6.
     np.testing.assert_allclose(drawn.cpu().numpy(), expected, rtol=0, atol=4e-6)
+
+
+def drawn(shape: tuple[int, ...], draws: int) -> tuple[torch.Tensor, np.ndarray]:
+    """Noise of distinct draws, and the contract's."""
+    seeds = [(3 + 2**40 * i) % 2**64 for i in range(draws)]
+    renders, indices = [7 * i for i in range(draws)], [2**32 - 1 - i for i in range(draws)]
+    found = draw_noise(
+        torch.tensor([[s & 0xFFFFFFFF, s >> 32] for s in seeds]),
+        torch.tensor(renders),
+        torch.tensor(indices),
+        shape,
+    )
+    expected = [
+        contract.draw_noise(s, r, i, shape) for s, r, i in zip(seeds, renders, indices, strict=True)
+    ]
+    return found, np.stack(expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "draws"), [((5,), 11), ((64,), 3), ((3, 35), 4), ((2, 19), 1), ((4, 6, 5), 70)]
+)
+def test_a_cpu_takes_it_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], draws: int
+) -> None:
+    """Pieces of many draws and pieces of one draw's blocks, whole and cut off."""
+    monkeypatch.setattr(noise, "_COUNTERS", 8)
+    found, expected = drawn(shape, draws)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=4e-6)
+
+
+@pytest.mark.parametrize("shape", [(1,), (4, 8, 8), (3, 7)])
+def test_both_ways_are_one_law(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+    """What other devices compute with tensors, on the CPU."""
+    monkeypatch.setattr(noise, "_on_cpu", noise._on_device)
+    found, expected = drawn(shape, 3)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=4e-6)
+
+
+@pytest.mark.parametrize("counters", [1, 7, 64])
+def test_words_by_numpy_are_the_words_by_torch(counters: int) -> None:
+    """Bit for bit; the torch ones are held to the known answers above."""
+    generator = np.random.default_rng(2)
+    words = generator.integers(0, 2**32, (5, 4), dtype=np.uint64)
+    words[0] = 2**32 - 1
+    keys, indices, renders = words[:, :2], words[:, 2], words[:, 3]
+    i, r, k = (torch.from_numpy(w.astype(np.int64)) for w in (indices, renders, keys))
+    counter = (torch.arange(23)[None], i[:, None], r[:, None], torch.tensor([[2]]))
+    expected = [w.expand(5, 23) for w in philox4x32(counter, (k[:, :1], k[:, 1:]))]
+    seen = np.zeros((5, 23), dtype=int)
+    for block in noise_words(indices, renders, keys, 23, 2, counters):
+        seen[block.rows, block.columns] += 1
+        for found, whole in zip(block.words, expected, strict=True):
+            np.testing.assert_array_equal(found, whole[block.rows, block.columns].numpy())
+    assert (seen == 1).all()

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from carv_server.sampling.group_sums import DrawLabels, reduce_groups, reduce_works
 from carv_server.sampling.plan import effective_sample_size
 from carv_server.sampling.reduce import (
     Reduction,
     estimate_from_moments,
     merge_reductions,
-    reduce_groups,
 )
 
 
@@ -96,3 +96,33 @@ def test_three_groups_in_a_cell_count_their_sample_variance_three_times() -> Non
 def test_effective_sample_size() -> None:
     weights = np.array([[1.0, 1.0, 1.0, 1.0], [2.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     np.testing.assert_array_equal(effective_sample_size(weights), [4.0, 1.0, 0.0])
+
+
+def test_works_reduced_together_are_each_reduced_alone() -> None:
+    """Of other sizes, with cells, with groups out of order, and with two streams."""
+    values, renders, labels = random_draws(2, [0, 0, 1, 1, 2, 2, 3])
+    cells = torch.tensor([0, 0, 0, 0, 1, 1, 1]).repeat(2)
+    paired, owners, numbers = random_draws(1, [0, 0, 1, 1, 0, 0, 1, 1])
+    streams = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    parts = [
+        (values, DrawLabels(renders, labels, cells)),
+        (
+            values[:4],
+            DrawLabels(torch.tensor([5, 5, 2, 2]), torch.tensor([9, 3, 3, 9]), labels[:4]),
+        ),
+        (paired, DrawLabels(owners, numbers, torch.zeros_like(numbers), streams)),
+        (values[3:4], DrawLabels(renders[3:4], labels[3:4], labels[3:4])),
+    ]
+    together = reduce_works(torch.cat([part for part, _ in parts]), [label for _, label in parts])
+    for (part, label), found in zip(parts, together, strict=True):
+        alone = reduce_groups(part, label.renders, label.groups, label.cells, label.streams)
+        assert found.moments.keys() == alone.moments.keys()
+        for key, moments in alone.moments.items():
+            assert found.moments[key].count == moments.count
+            np.testing.assert_allclose(found.moments[key].mean, moments.mean, rtol=1e-14)
+            np.testing.assert_allclose(found.moments[key].deviation, moments.deviation, rtol=1e-9)
+        assert found.spreads == pytest.approx(alone.spreads, rel=1e-9, nan_ok=True)
+        assert found.twins == pytest.approx(alone.twins, rel=1e-9)
+    sums = paired.flatten(1).double().reshape(4, 2, -1).sum(1)
+    expected = float((sums[:2] - sums[2:]).square().sum() / 2)
+    assert together[2].twins == pytest.approx({0: expected}, rel=1e-9)

@@ -146,6 +146,7 @@ async def running(
         address="127.0.0.1:0",
         max_message_bytes=max_message_bytes,
         drain_seconds=10.0,
+        warm_up=False,  # these teachers record and hold their forwards
         scheduler=scheduler or SchedulerConfig(),
         store=store or StoreConfig(),
         latents=latents,

@@ -59,7 +59,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def client(folders: dict[str, Path]) -> Iterator[TeacherClient]:
     """A client of a ``carv serve`` process with every folder; teacher ids are their names."""
-    arguments = ["--torch-threads", "1", "--device", "cpu"]
+    arguments = ["--torch-threads", "1", "--device", "cpu", "--evaluation-budget", "64"]
     for name, folder in folders.items():
         option = f",null_class={CLASSES}" if name == "ddpm-null" else ""
         arguments += ["--teacher", f"{name}={folder}{option}"]

@@ -2,124 +2,198 @@
 
     (p/q)(t) w(t) ( sum_j a_j(t) eps_hat(alpha x + sigma eps, t, c_j) + (d(t) + c(t)) eps )
 
-Per-draw tensors never leave the device unless predictions are asked for.
+Each step is one operation over the draws of all works, so that a request of one row costs little
+among others. Per-draw tensors never leave the device unless predictions are asked for.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from carv_server.replicas.protocol import Conditioning, NonFiniteDraw, Work, WorkResult
+from carv_server.replicas.conditioning_cache import ConditioningCache
+from carv_server.replicas.protocol import NonFiniteDraw, Work, WorkResult
+from carv_server.replicas.row_limit import RowLimit
+from carv_server.replicas.staging import Staged, stage
+from carv_server.sampling.group_sums import DrawLabels, reduce_works
 from carv_server.sampling.noise import draw_noise
-from carv_server.sampling.reduce import reduce_groups
-from carv_server.sampling.schedule import Schedule
-from carv_server.teachers.protocol import Teacher, Tensors
+from carv_server.teachers.protocol import Teacher
 
-__all__ = ["evaluate"]
+__all__ = ["Forward", "evaluate"]
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
-@torch.inference_mode()
 def evaluate(
     teacher: Teacher, works: Sequence[Work], max_rows: int | None = None
 ) -> list[WorkResult]:
-    """Evaluate works of any requests in one microbatch.
+    """As ``Forward.evaluate``, of one microbatch alone."""
+    return Forward(teacher, max_rows).evaluate(works)
 
-    A work whose result is not finite fails alone. A group of draws is never cut over
-    microbatches, so one may hold more rows than the budget: the teacher sees at most ``max_rows``
-    of them at once.
+
+class Forward:
+    """Evaluates microbatches of one teacher.
+
+    ``stage`` may run in another thread than ``compute``, ahead of it; each is one thread's.
+
+    Args:
+        max_rows: rows that the teacher sees at once. A group of draws is never cut over
+            microbatches, so one may hold more rows than the budget.
     """
-    description, device = teacher.description, teacher.device
-    noises: list[torch.Tensor] = []
-    rows: list[torch.Tensor] = []
-    timesteps: list[torch.Tensor] = []
-    conditionings: list[Conditioning] = []
-    for work in works:
-        noise = _noise(work, description.event_shape, device)
-        noises.append(noise)
-        z_t = _noisy(work.latents, work, noise, description.schedule, device)
-        z_reference = (
-            None
-            if work.reference_latents is None
-            else _noisy(work.reference_latents, work, noise, description.schedule, device)
+
+    def __init__(self, teacher: Teacher, max_rows: int | None = None) -> None:
+        self.teacher = teacher
+        self.limit = RowLimit(max_rows)
+        self._cache = ConditioningCache(teacher.device)
+        on_cuda = teacher.device.type == "cuda"
+        self._copies = torch.cuda.Stream(teacher.device) if on_cuda else None
+
+    def evaluate(self, works: Sequence[Work]) -> list[WorkResult]:
+        """Evaluate works of any requests in one microbatch.
+
+        A work whose result is not finite fails alone.
+        """
+        return self.compute(self.stage(works))
+
+    @torch.inference_mode()
+    def stage(self, works: Sequence[Work]) -> Staged:
+        """Lay out a microbatch and send it to the device."""
+        teacher = self.teacher
+        return stage(works, teacher.description.schedule, teacher.device, self._copies)
+
+    @torch.inference_mode()
+    def compute(self, staged: Staged) -> list[WorkResult]:
+        """Results in the order in which the works were given."""
+        if staged.ready is not None:
+            self._await_transfers(staged)
+        v = staged.values
+        noise = draw_noise(
+            v["noise_seeds"],
+            v["noise_renders"],
+            v["noise_indices"],
+            self.teacher.description.event_shape,
         )
-        for branch in work.branches:
-            rows.append(z_reference if branch.use_reference and z_reference is not None else z_t)
-            timesteps.append(work.timesteps)
-            conditionings += [branch.conditioning(int(r)) for r in work.renders]
-    z_rows, t_rows = torch.cat(rows), torch.cat(timesteps).to(device)
-    step = max_rows or len(z_rows)
-    predictions = torch.cat(
-        [
-            teacher.predict_noise(
-                z_rows[start : start + step],
-                t_rows[start : start + step],
-                _gather(conditionings[start : start + step], device),
+        if staged.shares_noise:
+            noise = noise[v["noise"]]
+        noise *= _per_draw(v["signs"], noise)
+        predictions = self._predict(staged, noise)
+        results = self._reduce(staged, noise, predictions)
+        in_order: list[WorkResult] = [WorkResult()] * len(results)
+        for position, result in zip(staged.positions, results, strict=True):
+            in_order[position] = result
+        return in_order
+
+    def _await_transfers(self, staged: Staged) -> None:
+        assert staged.ready is not None
+        stream = torch.cuda.current_stream(self.teacher.device)
+        stream.wait_event(staged.ready)
+        for tensor in (staged.latents, *staged.values.values()):
+            tensor.record_stream(stream)  # or the copies' allocator would reuse it too early
+
+    def _predict(self, staged: Staged, noise: torch.Tensor) -> torch.Tensor:
+        """eps_hat of every row, float32 [m, *event_shape]."""
+        v = staged.values
+        x = staged.latents[v["latents"]] if staged.shares_latents else staged.latents
+        z = _noisy(x, v["alpha"], v["sigma"], noise)
+        if staged.has_references:
+            draws = v["reference_draws"]
+            x = staged.latents[v["reference_latents"]]
+            at_reference = _noisy(x, v["alpha"][draws], v["sigma"][draws], noise[draws])
+            z = torch.cat([z, at_reference])[v["row_noisy"]]
+        elif len(staged.draws_with) > 1:
+            z = torch.cat([z[:count] for count in staged.draws_with])
+        table = self._cache.table(staged.conditionings)
+
+        def forward(rows: slice) -> torch.Tensor:
+            slots = v["row_conditionings"][rows]
+            return self.teacher.predict_noise(
+                z[rows],
+                v["row_timesteps"][rows],
+                {name: tensor[slots] for name, tensor in table.items()},
             )
-            for start in range(0, len(z_rows), step)
-        ]
-    )
 
-    results: list[WorkResult] = []
+        return self.limit.run(forward, len(z))
+
+    def _reduce(
+        self, staged: Staged, noise: torch.Tensor, predictions: torch.Tensor
+    ) -> list[WorkResult]:
+        """By work, in the order of their draws."""
+        works, bounds = staged.works, staged.bounds
+        slices = [slice(a, b) for a, b in itertools.pairwise(bounds)]
+        # Works that keep their predictions need no sums, where they come last.
+        reduced = max(
+            (i + 1 for i, work in enumerate(works) if not work.keep_predictions), default=0
+        )
+        results: list[WorkResult] = []
+        if reduced:
+            results = _integrate(staged, noise, predictions, slices[:reduced])
+        for i, work in enumerate(works):
+            if work.keep_predictions:
+                # The first branch's rows are the draws.
+                kept = predictions[slices[i]]
+                failure = _first_failure(work, kept)
+                result = failure or WorkResult(predictions=kept.to("cpu", copy=True))
+                results[i : i + 1] = [result]
+        return results
+
+
+def _integrate(
+    staged: Staged, noise: torch.Tensor, predictions: torch.Tensor, slices: Sequence[slice]
+) -> list[WorkResult]:
+    """Sums and residuals of the first works."""
+    v, draws = staged.values, slices[-1].stop
+    noise = noise[:draws]
+    residual = _per_draw(v["noise_coefficients"][:draws], noise) * noise
     start = 0
-    for work, noise in zip(works, noises, strict=True):
-        stop = start + work.evaluations
-        rows_of_work = predictions[start:stop]
-        branches = rows_of_work.reshape(len(work.branches), -1, *rows_of_work.shape[1:])
-        results.append(_reduce(work, noise, branches))
-        start = stop
-    return results
+    for count in staged.draws_with:
+        rows = slice(start, start + min(count, draws))
+        prediction = predictions[rows]
+        coefficients = _per_draw(v["branch_coefficients"][rows], prediction)
+        residual[: len(prediction)].addcmul_(coefficients, prediction)
+        start += count
+    scalars = _residual_scalars(residual, noise)
+    values = residual
+    if staged.has_control:
+        control = _per_draw(v["control_coefficients"][:draws], noise)
+        values = torch.addcmul(residual, control, noise)
+    values *= _per_draw(v["scales"][:draws], values)
+
+    works = staged.works[: len(slices)]
+    labels = [DrawLabels(w.renders, w.groups, w.cells, w.streams) for w in works]
+    reductions = reduce_works(values, labels)
+    failures: list[WorkResult | None] = [None] * len(works)
+    if not _surely_finite(staged, scalars.numpy()):
+        failures = [_first_failure(w, values[s]) for w, s in zip(works, slices, strict=True)]
+    return [
+        failure or WorkResult(reduction=reduction, residuals=scalars[rows])
+        for failure, reduction, rows in zip(failures, reductions, slices, strict=True)
+    ]
 
 
-def _noise(work: Work, event_shape: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Signed eps of every draw, float32 [n, *event_shape]."""
-    words = torch.tensor([[work.seed & 0xFFFFFFFF, work.seed >> 32]], device=device)
-    noise = draw_noise(
-        words.expand(len(work.renders), 2),
-        work.renders.to(device),
-        work.noise_indices.to(device),
-        event_shape,
-    )
-    return noise * _per_draw(work.signs.to(device), noise)
+def _residual_scalars(residual: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """||h||^2, <h, eps> and ||eps||^2 of each draw, float64 [n, 3] on the CPU. Summed pairwise in
+    float32, which is accurate to 1e-7 of the norms; in float64 where that overflows."""
+    h, eps = residual.flatten(1), noise.flatten(1)
+
+    def products(h: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        return torch.stack([(h * h).sum(1), (h * eps).sum(1), (eps * eps).sum(1)], dim=1).cpu()
+
+    scalars = products(h, eps).double()
+    if not bool(scalars.isfinite().all()):
+        scalars = products(h.double(), eps.double())
+    return scalars
 
 
-def _noisy(
-    latents: torch.Tensor,
-    work: Work,
-    noise: torch.Tensor,
-    schedule: Schedule,
-    device: torch.device,
-) -> torch.Tensor:
-    x = latents[work.renders].to(device)
-    if work.latents_are_noisy:
-        return x
-    t = work.timesteps.numpy()
-    alpha = torch.as_tensor(schedule.alpha[t], dtype=torch.float32, device=device)
-    sigma = torch.as_tensor(schedule.sigma[t], dtype=torch.float32, device=device)
-    return _per_draw(alpha, x) * x + _per_draw(sigma, x) * noise
-
-
-def _reduce(work: Work, noise: torch.Tensor, branches: torch.Tensor) -> WorkResult:
-    """``branches``: eps_hat, float32 [B, n, *event_shape]."""
-    if work.keep_predictions:
-        failure = _first_failure(work, branches[0])
-        return failure or WorkResult(predictions=branches[0].cpu())
-    device = noise.device
-    residual = _per_draw(work.noise_coefficients.to(device), noise) * noise
-    for coefficient, prediction in zip(work.branch_coefficients.to(device), branches, strict=True):
-        residual = residual + _per_draw(coefficient, prediction) * prediction
-    controlled = residual + _per_draw(work.control_coefficients.to(device), noise) * noise
-    values = _per_draw(work.scales.to(device), controlled) * controlled
-    failure = _first_failure(work, values)
-    if failure is not None:
-        return failure
-    h, eps = residual.flatten(1).double(), noise.flatten(1).double()
-    scalars = torch.stack([(h * h).sum(1), (h * eps).sum(1), (eps * eps).sum(1)], dim=1)
-    return WorkResult(
-        reduction=reduce_groups(values, work.renders, work.groups, work.cells, work.streams),
-        residuals=scalars.cpu(),
-    )
+def _surely_finite(staged: Staged, scalars: npt.NDArray[np.float64]) -> bool:
+    """Whether norms bound every value scale (h + c eps) away from overflow; false says nothing."""
+    draws = len(scalars)
+    scales, control = staged.scales[:draws], staged.control_coefficients[:draws]
+    norms = np.sqrt(scalars[:, 0]) + np.abs(control) * np.sqrt(scalars[:, 2])
+    return bool(np.all(np.abs(scales) * norms < _LARGEST))
 
 
 def _first_failure(work: Work, values: torch.Tensor) -> WorkResult | None:
@@ -134,21 +208,10 @@ def _first_failure(work: Work, values: torch.Tensor) -> WorkResult | None:
     )
 
 
-def _gather(conditionings: Sequence[Conditioning], device: torch.device) -> Tensors:
-    """Rows of conditioning on the device, each distinct handle copied there once."""
-    slots: dict[str, int] = {}
-    distinct: list[Conditioning] = []
-    index: list[int] = []
-    for conditioning in conditionings:
-        slot = slots.setdefault(conditioning.handle, len(distinct))
-        if slot == len(distinct):
-            distinct.append(conditioning)
-        index.append(slot)
-    order = torch.tensor(index, device=device)
-    return {
-        name: torch.stack([c.tensors[name] for c in distinct]).to(device)[order]
-        for name in distinct[0].tensors
-    }
+def _noisy(
+    x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    return (_per_draw(alpha, x) * x).addcmul_(_per_draw(sigma, x), noise)
 
 
 def _per_draw(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
-
-from carv_server.replicas.forward import evaluate
+from carv_server.replicas.forward import Forward
 from carv_server.replicas.protocol import MicrobatchResult, Wanted, Work, WorkResult
+from carv_server.replicas.staging import Staged
+from carv_server.replicas.warmup import warm_up
 from carv_server.teachers.protocol import Source, Teacher, TeacherDescription, Tensors
 
 __all__ = ["InProcessReplica"]
@@ -26,14 +26,21 @@ class InProcessReplica:
     Args:
         executor: a single thread; replicas of teachers on one device share it.
         max_rows: rows that the teacher sees at once.
+        staging: on a device with streams, a single thread that lays out and sends the next
+            microbatch while the device computes the one before; None does so in between.
     """
 
     def __init__(
-        self, teacher: Teacher, executor: ThreadPoolExecutor, max_rows: int | None = None
+        self,
+        teacher: Teacher,
+        executor: ThreadPoolExecutor,
+        max_rows: int | None = None,
+        staging: ThreadPoolExecutor | None = None,
     ) -> None:
         self._teacher = teacher
-        self._max_rows = max_rows
         self._executor = executor
+        self._staging = staging if teacher.device.type == "cuda" else None
+        self._forward = Forward(teacher, max_rows)
 
     @property
     def description(self) -> TeacherDescription:
@@ -51,19 +58,34 @@ class InProcessReplica:
     async def encode(self, source: Source) -> Sequence[Tensors]:
         return await self._call(lambda: self._teacher.encode(source))
 
-    async def run(self, works: Sequence[Work], wanted: Wanted) -> MicrobatchResult:
-        return await self._call(lambda: self._timed(works, wanted))
+    async def warm_up(self, sizes: Sequence[int]) -> None:
+        """First forwards of these sizes.
 
-    def _timed(self, works: Sequence[Work], wanted: Wanted) -> MicrobatchResult:
+        Raises:
+            RuntimeError: as ``warm_up``; or whatever the teacher raises.
+        """
+        await self._call(lambda: warm_up(self._forward, sizes))
+
+    async def run(self, works: Sequence[Work], wanted: Wanted) -> MicrobatchResult:
+        staged = None
+        if self._staging is not None:
+            loop = asyncio.get_running_loop()
+            staged = await loop.run_in_executor(self._staging, self._forward.stage, works)
+        return await self._call(lambda: self._timed(works, wanted, staged))
+
+    def _timed(
+        self, works: Sequence[Work], wanted: Wanted, staged: Staged | None
+    ) -> MicrobatchResult:
+        # Results are on the host when the forward returns: nothing is left to wait for.
         start = time.perf_counter()
         results: list[WorkResult | None] = [None] * len(works)
         kept = [index for index in range(len(works)) if wanted(index)]
-        if kept:
-            found = evaluate(self._teacher, [works[index] for index in kept], self._max_rows)
-            if self._teacher.device.type == "cuda":
-                torch.cuda.synchronize(self._teacher.device)
-            for index, result in zip(kept, found, strict=True):
-                results[index] = result
+        if staged is not None and len(kept) == len(works):
+            found = self._forward.compute(staged)
+        else:
+            found = self._forward.evaluate([works[index] for index in kept]) if kept else []
+        for index, result in zip(kept, found, strict=True):
+            results[index] = result
         return MicrobatchResult(results, time.perf_counter() - start)
 
     async def _call(self, function: Callable[[], _Result]) -> _Result:

@@ -8,30 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from carv.noise import DOMAIN_NOISE
+from carv_server.sampling.philox import noise_words, philox4x32
 
-__all__ = ["draw_noise", "philox4x32"]
+__all__ = ["draw_noise"]
 
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
-_LOW = 0xFFFFFFFF
-_ROUNDS = 10
-
-Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def philox4x32(counter: Words, key: tuple[torch.Tensor, torch.Tensor]) -> Words:
-    """Philox4x32-10 over int64 tensors that hold 32-bit words; shapes broadcast."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
-        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
-    return c0, c1, c2, c3
+# Counters at a time on a CPU: six arrays of their words, 8 bytes each, in the second-level cache.
+_COUNTERS = 1 << 13
+_SCALE = 2.0**-24  # words are cut to the 24 bits that float32 holds exactly
 
 
 def draw_noise(
@@ -42,6 +30,8 @@ def draw_noise(
 ) -> torch.Tensor:
     """Standard normal noise for n draws.
 
+    On a CPU it takes one thread: about 7 ns a value, half of it Philox.
+
     Args:
         seeds: int64 [n, 2], low and high word of each draw's seed.
         renders, indices: int64 [n], each in [0, 2^32).
@@ -50,30 +40,57 @@ def draw_noise(
         float32 [n, *event_shape] on the device of ``seeds``.
     """
     size = math.prod(event_shape)
-    block = torch.arange(-(-size // 4), device=seeds.device).unsqueeze(0)
+    blocks = -(-size // 4)
+    on_cpu = seeds.device.type == "cpu"
+    lanes = (_on_cpu if on_cpu else _on_device)(seeds, renders, indices, blocks)
+    return lanes.flatten(1)[:, :size].reshape(-1, *event_shape)
+
+
+def _on_device(
+    seeds: torch.Tensor, renders: torch.Tensor, indices: torch.Tensor, blocks: int
+) -> torch.Tensor:
     counter = (
-        block,
+        torch.arange(blocks, device=seeds.device).unsqueeze(0),
         indices.unsqueeze(1),
         renders.unsqueeze(1),
         torch.full((1, 1), DOMAIN_NOISE, device=seeds.device),
     )
-    w0, w1, w2, w3 = philox4x32(counter, (seeds[:, :1], seeds[:, 1:]))
-    first, second = _box_muller(w0, w1), _box_muller(w2, w3)
-    lanes = torch.stack([*first, *second], dim=-1).flatten(1)[:, :size]
-    return lanes.reshape(-1, *event_shape)
+    words = philox4x32(counter, (seeds[:, :1], seeds[:, 1:]))
+    lanes: list[torch.Tensor] = []
+    for radial, angular in (words[:2], words[2:]):
+        radius = torch.sqrt(-2.0 * torch.log(((radial >> 8).float() + 1.0) * _SCALE))
+        angle = (2.0 * math.pi) * ((angular >> 8).float() * _SCALE)
+        lanes += [radius * torch.cos(angle), radius * torch.sin(angle)]
+    return torch.stack(lanes, dim=-1)
 
 
-def _multiply(word: torch.Tensor, multiplier: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """High and low word of the 64-bit product, by 16-bit halves of the multiplier: a plain
-    product would overflow int64, which torch does not define."""
-    low_part = word * (multiplier & 0xFFFF)
-    high_part = word * (multiplier >> 16) + (low_part >> 16)
-    return high_part >> 16, ((high_part & 0xFFFF) << 16) | (low_part & 0xFFFF)
+def _on_cpu(
+    seeds: torch.Tensor, renders: torch.Tensor, indices: torch.Tensor, blocks: int
+) -> torch.Tensor:
+    lanes = np.empty((len(seeds), blocks, 4), dtype=np.float32)
+    keys, i, r = (values.numpy().astype(np.uint64) for values in (seeds, indices, renders))
+    for block in noise_words(i, r, keys, blocks, DOMAIN_NOISE, _COUNTERS):
+        _box_muller(block.words, lanes[block.rows, block.columns])
+    return torch.from_numpy(lanes)
 
 
-def _box_muller(radial: torch.Tensor, angular: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two normals from two words, each cut to the 24 bits that float32 holds exactly."""
-    scale = 2.0**-24
-    radius = torch.sqrt(-2.0 * torch.log(((radial >> 8).float() + 1.0) * scale))
-    angle = (2.0 * math.pi) * ((angular >> 8).float() * scale)
-    return radius * torch.cos(angle), radius * torch.sin(angle)
+def _box_muller(words: Sequence[npt.NDArray[np.uint64]], out: npt.NDArray[np.float32]) -> None:
+    """Four normals [n, blocks, 4] from four words [n, blocks], which are overwritten: words 0 and
+    2 give radii, 1 and 3 angles. The steps of ``carv.noise``, in place."""
+    for pair in range(2):
+        radius, angle = (_top_bits(words[2 * pair + i]) for i in range(2))
+        radius += np.float32(1.0)
+        radius *= np.float32(_SCALE)
+        np.log(radius, out=radius)
+        radius *= np.float32(-2.0)
+        np.sqrt(radius, out=radius)
+        angle *= np.float32(_SCALE)
+        angle *= np.float32(2.0 * math.pi)
+        np.multiply(radius, np.cos(angle), out=out[..., 2 * pair])
+        np.multiply(radius, np.sin(angle, out=angle), out=out[..., 2 * pair + 1])
+
+
+def _top_bits(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
+    """The 24 bits that are kept, as float32."""
+    words >>= np.uint64(8)
+    return words.view(np.int64).astype(np.float32)  # CPUs convert signed integers faster

@@ -14,22 +14,18 @@ spread falls as 1/K^2 against the rest, and makes the estimate conservative.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 __all__ = [
     "Moments",
     "Reduction",
     "estimate_from_moments",
+    "group_weights",
     "merge_moments",
     "merge_reductions",
-    "reduce_groups",
 ]
 
 
@@ -65,102 +61,6 @@ class Reduction:
     moments: dict[tuple[int, int], Moments]
     spreads: dict[int, float]
     twins: dict[int, float]
-
-
-def reduce_groups(
-    values: torch.Tensor,
-    renders: torch.Tensor,
-    groups: torch.Tensor,
-    cells: torch.Tensor,
-    streams: torch.Tensor | None = None,
-) -> Reduction:
-    """Moments and spreads, computed on the device of ``values``.
-
-    Args:
-        values: [n, *event_shape], one weighted integrand per draw; every draw of a cell that
-            is present must be present.
-        renders, groups, cells: int64 [n] on the CPU.
-        streams: int64 [n], 0 or 1: two streams of the same plan, whose groups and cells of one
-            number are twins.
-
-    Two passes, so that deviations keep their digits; means come to the CPU in float64.
-    """
-    flat = values.flatten(1).double()
-    owners = renders if streams is None else 2 * renders + streams
-    unique, index, sizes = _unique_rows(torch.stack([owners, groups], dim=1))
-    sums = flat.new_zeros(len(unique), flat.shape[1]).index_add_(0, index.to(flat.device), flat)
-    moments = _moments(sums, unique[:, 0], sizes)
-    twins = {} if streams is None else _twins(sums, unique)
-    if torch.equal(cells, groups):
-        return Reduction(moments, {}, twins)
-    cell_of_group = torch.empty(len(unique), dtype=torch.int64).scatter_(0, index, cells)
-    return Reduction(moments, _spreads(sums, unique[:, 0], cell_of_group, sizes), twins)
-
-
-def _twins(sums: torch.Tensor, keys: torch.Tensor) -> dict[int, float]:
-    """From group sums [G, D] and their (2 render + stream, group), every group with its twin."""
-    order = torch.argsort(keys[:, 0] % 2, stable=True)
-    first, second = order.reshape(2, -1)
-    squares = (sums[first.to(sums.device)] - sums[second.to(sums.device)]).square().sum(dim=1)
-    owners = (keys[first, 0] // 2).numpy()
-    totals = np.bincount(owners, squares.cpu().numpy() / 2.0)
-    return {int(render): float(totals[render]) for render in np.unique(owners)}
-
-
-def _moments(
-    sums: torch.Tensor, renders: torch.Tensor, sizes: torch.Tensor
-) -> dict[tuple[int, int], Moments]:
-    """Moments of group sums [G, D] by (render, size)."""
-    kinds, kind_of_group, counts = _unique_rows(torch.stack([renders, sizes], dim=1))
-    kind = kind_of_group.to(sums.device)
-    means = sums.new_zeros(len(kinds), sums.shape[1]).index_add_(0, kind, sums)
-    means /= counts.to(sums.device).unsqueeze(1)
-    squares = (sums - means[kind]).square().sum(dim=1)
-    deviations = sums.new_zeros(len(kinds)).index_add_(0, kind, squares).cpu()
-    rows = means.cpu()
-    return {
-        (int(kinds[i, 0]), int(kinds[i, 1])): Moments(int(counts[i]), rows[i], float(deviations[i]))
-        for i in range(len(kinds))
-    }
-
-
-def _spreads(
-    sums: torch.Tensor, renders: torch.Tensor, cells: torch.Tensor, sizes: torch.Tensor
-) -> dict[int, float]:
-    """Per render, sum over cells of sum_j c_j ||S_j - n_j mean||^2, c_j as in
-    ``estimate_from_moments`` within the cell; all arguments by group."""
-    unique, index, counts = _unique_rows(torch.stack([renders, cells], dim=1))
-    draws = torch.zeros(len(unique), dtype=torch.int64).index_add_(0, index, sizes)
-    where = index.to(sums.device)
-    means = sums.new_zeros(len(unique), sums.shape[1]).index_add_(0, where, sums)
-    means /= draws.to(sums.device).unsqueeze(1)
-    residuals = sums - means[where] * sizes.to(sums.device).unsqueeze(1)
-    squares = residuals.square().sum(dim=1).cpu().numpy()
-    cell: npt.NDArray[np.int64] = index.numpy()
-    size: npt.NDArray[np.int64] = sizes.numpy()
-    count: npt.NDArray[np.int64] = counts.numpy()[cell]
-    total: npt.NDArray[np.int64] = draws.numpy()[cell]
-    # Equal groups: m / (m - 1); a lone group has no spread to go by.
-    weights = np.where(count > 1, count / np.maximum(count - 1.0, 1.0), math.nan)
-    # A cell of pairs and a single: groups come sorted by render and group, so by cell.
-    uneven: npt.NDArray[np.int64] = np.unique(cell[size * count != total])
-    for mixed in uneven:
-        first = int(np.searchsorted(cell, mixed))  # pyright: ignore[reportUnknownArgumentType]
-        members = slice(first, first + int(count[first]))
-        sizes_of_cell = cast("list[int]", size[members].tolist())
-        by_size = _group_weights(Counter(sizes_of_cell), int(total[first]))
-        weights[members] = [by_size[n] for n in sizes_of_cell]
-    owners = renders.numpy()
-    sums_by_render = np.bincount(owners, weights * squares)
-    return {int(render): float(sums_by_render[render]) for render in np.unique(owners)}
-
-
-def _unique_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Distinct rows, the index of each row among them, and their counts."""
-    unique, index, counts = torch.unique(  # pyright: ignore[reportUnknownVariableType]
-        rows, dim=0, return_inverse=True, return_counts=True
-    )
-    return unique, index, counts  # pyright: ignore[reportUnknownVariableType]
 
 
 def merge_moments(parts: Iterable[Moments]) -> Moments:
@@ -227,14 +127,14 @@ def estimate_from_moments(
     if spread is not None:
         return mean, spread / draws**2
     variance = 0.0
-    weights = _group_weights({size: m.count for size, m in by_size.items()}, draws)
+    weights = group_weights({size: m.count for size, m in by_size.items()}, draws)
     for size, moments in by_size.items():
         offset = float((moments.mean - size * mean).square().sum())
         variance += weights[size] * (moments.deviation + moments.count * offset)
     return mean, variance / draws**2
 
 
-def _group_weights(counts: Mapping[int, int], draws: int) -> dict[int, float]:
+def group_weights(counts: Mapping[int, int], draws: int) -> dict[int, float]:
     """c_j by group size; see ``estimate_from_moments``."""
     if len(counts) == 1:
         groups = next(iter(counts.values()))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from diffusers import UNet2DModel
 
+from carv_server.teachers.compiling import compiled
 from carv_server.teachers.folder import REGISTRATION_FILE, ModelFolder, TeacherFolderError
 from carv_server.teachers.protocol import (
     Classes,
@@ -98,6 +99,9 @@ class DDPMTeacher:
     @property
     def device(self) -> torch.device:
         return self._device
+
+    def compile_network(self) -> None:
+        self._unet = compiled(self._unet, self._device)
 
     def encode(self, source: Source) -> Sequence[Tensors]:
         match source:

@@ -9,6 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from carv_server.teachers.compiling import compiled
 from carv_server.teachers.folder import ModelFolder, TeacherFolderError
 from carv_server.teachers.protocol import (
     Classes,
@@ -102,6 +103,9 @@ class StableDiffusionTeacher:
     @property
     def device(self) -> torch.device:
         return self._device
+
+    def compile_network(self) -> None:
+        self._unet = compiled(self._unet, self._device)
 
     def encode(self, source: Source) -> Sequence[Tensors]:
         match source:

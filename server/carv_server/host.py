@@ -1,0 +1,59 @@
+"""The machine under the server: its cores, its scheduler, and the C library's allocator."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from pathlib import Path
+
+__all__ = ["forward_threads", "keep_freed_memory", "undisturbed_seconds", "usable_cores"]
+
+_SCHEDULER_STATISTICS = Path("/proc/thread-self/schedstat")
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+# mallopt(3) of glibc.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_LARGEST_MMAP_THRESHOLD = 32 << 20
+_KEPT_BYTES = 1 << 30
+
+
+def usable_cores(quota: Path = _CPU_QUOTA) -> int:
+    """Cores that this process may use: its affinity, and a container's quota, rounded down."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        limit, period = quota.read_text().split()
+        if limit != "max":
+            cores = min(cores, int(limit) // int(period))
+    except (OSError, ValueError):
+        pass  # no such limit here
+    return max(1, cores)
+
+
+def forward_threads() -> int:
+    """Threads for a forward on a CPU: one core is left to the front, where there are two."""
+    return max(1, usable_cores() - 1)
+
+
+def undisturbed_seconds() -> float:
+    """A monotonic clock that stands still while this thread waits for a processor that others
+    hold: what it measures is the work, also on a busy machine. Only Linux can tell."""
+    now = time.perf_counter()
+    try:
+        _, waited, *_ = _SCHEDULER_STATISTICS.read_text().split()
+    except (OSError, ValueError):
+        return now
+    return now - 1e-9 * int(waited)
+
+
+def keep_freed_memory() -> bool:
+    """Have malloc keep what a forward frees for the next one, in place of handing pages back and
+    taking zeroed ones again; false where the C library is not glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        and mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    )

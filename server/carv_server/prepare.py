@@ -1,0 +1,182 @@
+"""From registrations to teachers ready to serve: number format, compilation, microbatch size."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+
+from carv_server.config import ServerConfig
+from carv_server.host import forward_threads, keep_freed_memory
+from carv_server.replicas.precision import (
+    is_faster,
+    probe_gradient,
+    reduced_dtype,
+    relative_error,
+)
+from carv_server.replicas.row_limit import is_out_of_memory
+from carv_server.replicas.tuning import tune_rows
+from carv_server.teachers.buckets import BucketedTeacher, bucket_sizes
+from carv_server.teachers.compiling import Compilable
+from carv_server.teachers.graphs import GraphedTeacher
+from carv_server.teachers.protocol import Teacher
+from carv_server.teachers.registry import TeacherRegistration, load_teacher
+
+__all__ = ["PreparedTeacher", "as_prepared", "load_teachers"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedTeacher:
+    """A teacher and how it is to be fed.
+
+    Attributes:
+        evaluation_budget: evaluations in one microbatch.
+        warm_sizes: batch sizes to run before anyone waits for them.
+    """
+
+    teacher: Teacher
+    evaluation_budget: int
+    warm_sizes: tuple[int, ...]
+
+
+def load_teachers(config: ServerConfig) -> dict[str, PreparedTeacher]:
+    """Load every registered teacher onto the configured device, by id.
+
+    Raises:
+        TeacherFolderError: a folder cannot be served.
+        ValueError: an id is registered twice, the device is not there, or it lacks what
+            ``compile`` or ``cuda_graphs`` need.
+    """
+    device = _device(config.device)
+    if config.cuda_graphs and device.type != "cuda":
+        raise ValueError(f"--cuda-graphs needs a CUDA device; this server is on {device}")
+    _use_threads(config.torch_threads)
+    keep_freed_memory()
+    teachers: dict[str, PreparedTeacher] = {}
+    for registration in config.teachers:
+        if registration.id in teachers:
+            raise ValueError(f"teacher id {registration.id!r} is registered twice")
+        teacher = _load(registration, device, config.dtype)
+        teachers[registration.id] = _prepared(registration.id, teacher, config)
+    return teachers
+
+
+def _load(registration: TeacherRegistration, device: torch.device, dtype: str) -> Teacher:
+    started = time.perf_counter()
+    teacher = _load_in(registration, device, dtype)
+    _log.info(
+        "teacher %s: %s %s on %s, digest %s, %.1f s",
+        registration.id,
+        teacher.description.family,
+        list(teacher.description.event_shape),
+        device,
+        teacher.description.digest[:12],
+        time.perf_counter() - started,
+    )
+    return teacher
+
+
+def _load_in(registration: TeacherRegistration, device: torch.device, dtype: str) -> Teacher:
+    """In a number format by name, or in what the device is good at; with its error measured."""
+
+    def load(dtype: torch.dtype) -> Teacher:
+        return load_teacher(registration, device=device, dtype=dtype)
+
+    reduced = reduced_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+    exact = load(torch.float32)
+    if reduced in (None, torch.float32) or not isinstance(exact, Compilable):
+        return exact
+    gradient = _try_gradient(exact)
+    if device.type != "cpu":
+        exact = None  # never two networks on a device
+    teacher = load(reduced)
+    if device.type == "cpu" and dtype == "auto" and exact and not is_faster(teacher, exact):
+        _log.info("teacher %s: float32, since %s is no faster", registration.id, _name(reduced))
+        return exact
+    found = None if gradient is None else _try_gradient(teacher)
+    if gradient is not None and found is not None:
+        _log.info(
+            "teacher %s: %s; the gradient of a fixed probe is within %.2g of float32's, relative",
+            registration.id,
+            _name(reduced),
+            relative_error(found, gradient),
+        )
+    return teacher
+
+
+def _try_gradient(teacher: Teacher) -> torch.Tensor | None:
+    try:
+        return probe_gradient(teacher)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _log.warning("reduced precision was not compared with float32: out of memory")
+        return None
+
+
+def _prepared(teacher_id: str, teacher: Teacher, config: ServerConfig) -> PreparedTeacher:
+    if config.compile:
+        if isinstance(teacher, Compilable):
+            teacher.compile_network()
+        else:
+            _log.info("teacher %s has no network to compile", teacher_id)
+    budget = config.scheduler.evaluation_budget
+    if config.tune:
+        started = time.perf_counter()
+        tuning = tune_rows(teacher)
+        budget = tuning.rows
+        _log.info(
+            "teacher %s: microbatches of %d evaluations; measured (rows: evaluations/s) %s, until "
+            "%s, in %.1f s",
+            teacher_id,
+            budget,
+            ", ".join(f"{rows}: {rate:.0f}" for rows, rate in tuning.rates.items()),
+            tuning.ended_by,
+            time.perf_counter() - started,
+        )
+    if not (config.compile or config.cuda_graphs):
+        return PreparedTeacher(teacher, budget, _eager_sizes(budget))
+    sizes = bucket_sizes(budget)
+    if teacher.device.type == "cpu":
+        # Compiled for any size, and padding would cost what the rows cost.
+        return PreparedTeacher(teacher, budget, tuple(sizes))
+    if config.cuda_graphs:
+        teacher = GraphedTeacher(teacher, sizes)
+    return PreparedTeacher(BucketedTeacher(teacher, sizes), budget, tuple(sizes))
+
+
+def as_prepared(teacher: PreparedTeacher | Teacher, config: ServerConfig) -> PreparedTeacher:
+    """A teacher taken as it is, in microbatches of the scheduler's own size."""
+    if isinstance(teacher, PreparedTeacher):
+        return teacher
+    budget = config.scheduler.evaluation_budget
+    return PreparedTeacher(teacher, budget, _eager_sizes(budget))
+
+
+def _eager_sizes(budget: int) -> tuple[int, ...]:
+    """Forwards of any size are alike, but for the memory of the largest and the first of all."""
+    return (1, budget) if budget > 1 else (1,)
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is None:
+        threads = forward_threads()
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name}: this torch sees no CUDA device")
+    return device
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

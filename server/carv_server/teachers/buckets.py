@@ -1,0 +1,63 @@
+"""Fixed batch sizes around a teacher: what compiled networks and captured graphs need."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import torch
+
+from carv_server.teachers.protocol import Source, Teacher, TeacherDescription, Tensors
+
+__all__ = ["BucketedTeacher", "bucket_sizes"]
+
+
+def bucket_sizes(most: int) -> list[int]:
+    """Powers of two below ``most``, and ``most``."""
+    return [1 << i for i in range((most - 1).bit_length())] + [most]
+
+
+class BucketedTeacher:
+    """Pads every forward to the next of a few batch sizes, and cuts the padding off again.
+
+    Rows of a forward do not see each other, so padding changes no answer; and it is no
+    evaluation that anyone is charged for. Forwards above the largest size are left alone.
+
+    Args:
+        sizes: ascending.
+    """
+
+    def __init__(self, inner: Teacher, sizes: Sequence[int]) -> None:
+        self._inner = inner
+        self._sizes = tuple(sizes)
+
+    @property
+    def description(self) -> TeacherDescription:
+        return self._inner.description
+
+    @property
+    def device(self) -> torch.device:
+        return self._inner.device
+
+    def encode(self, source: Source) -> Sequence[Tensors]:
+        return self._inner.encode(source)
+
+    def predict_noise(
+        self, z_t: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors
+    ) -> torch.Tensor:
+        rows = len(z_t)
+        at = bisect_left(self._sizes, rows)
+        missing = self._sizes[at] - rows if at < len(self._sizes) else 0
+        if missing == 0:
+            return self._inner.predict_noise(z_t, timesteps, conditioning)
+        padded = self._inner.predict_noise(
+            _padded(z_t, missing),
+            _padded(timesteps, missing),
+            {name: _padded(tensor, missing) for name, tensor in conditioning.items()},
+        )
+        return padded[:rows]
+
+
+def _padded(rows: torch.Tensor, missing: int) -> torch.Tensor:
+    """The last row again, so that padding is as harmless as what it pads."""
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])

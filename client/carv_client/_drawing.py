@@ -39,6 +39,7 @@ class DrawSettings:
     importance_weights: npt.ArrayLike | None = None
     return_draws: bool = False
     return_half_estimates: bool = False
+    priority: int = 0
 
     def __post_init__(self) -> None:
         _ = self.fixed
@@ -76,5 +77,6 @@ def estimate_request(question: Question, settings: DrawSettings) -> pb.EstimateG
     else:
         draws = settings.fixed or 0
         request.sampling.CopyFrom(_requests.sampling(draws, *choices, settings.history))
+    _requests.set_priority(request, settings.priority)
     _requests.set_seed(request, settings.seed)
     return request

@@ -92,6 +92,7 @@ class GradientCalls(TeacherCalls):
         wire_dtype: WireDtype | None = None,
         return_draws: bool = False,
         return_half_estimates: bool = False,
+        priority: int = 0,
         timeout: float | None = None,
     ) -> Estimate:
         """Estimate the teacher's gradient at R renders from K draws of each.
@@ -152,6 +153,7 @@ class GradientCalls(TeacherCalls):
             return_half_estimates: make the estimate as the mean of two independent ones from
                 K/2 draws each, K even, and return both. Strata are half as many then, so the
                 gradient is a little noisier than without.
+            priority: −10 .. 10, higher first among the tenant's own waiting requests.
 
         Raises:
             InvalidRequestError: with every field that breaks the contract.
@@ -186,6 +188,7 @@ class GradientCalls(TeacherCalls):
             importance_weights=importance_weights,
             return_draws=return_draws,
             return_half_estimates=return_half_estimates,
+            priority=priority,
         )
         question = await pose(self._handles, latents, conditioning, objective, deadline)
         request = estimate_request(question, drawing)

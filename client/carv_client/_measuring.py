@@ -52,6 +52,7 @@ class MeasuringCalls(ClientCore):
         seed: int | None = None,
         teacher: str | None = None,
         wire_dtype: WireDtype | None = None,
+        priority: int = 0,
         timeout: float | None = None,
     ) -> NoisePrediction:
         """The teacher's own ε̂(z_t, t, c), one evaluation for each draw, no guidance.
@@ -63,8 +64,7 @@ class MeasuringCalls(ClientCore):
             timesteps: integers on the teacher's grid: [R, K], or [K] for every render; with
                 ``noisy_latents`` one for each row, [R] or [R, 1].
             noise_indices: as in ``estimate_gradient``; not with ``noisy_latents``.
-            signs: likewise.
-            seed: likewise.
+            signs, seed, priority: likewise.
 
         Returns:
             ``noise`` [R, K, *event_shape], K = 1 with ``noisy_latents``.
@@ -90,6 +90,7 @@ class MeasuringCalls(ClientCore):
             request.explicit_draws.timesteps.CopyFrom(_requests.tensor("timesteps", steps))
         else:
             raise invalid("latents", "takes exactly one of latents and noisy_latents")
+        _requests.set_priority(request, priority)
         _requests.set_seed(request, seed)
         if given is None:
             given = (await self._handles.background(teacher, None, deadline),)
@@ -118,6 +119,7 @@ class MeasuringCalls(ClientCore):
         history: str = "",
         warm: bool = False,
         progress: Callable[[float], object] | None = None,
+        priority: int = 0,
         timeout: float | None = None,
         **objective: Unpack[ObjectiveOptions],
     ) -> TeacherProfile:
@@ -138,6 +140,7 @@ class MeasuringCalls(ClientCore):
             warm: add what was measured to that history, so that it starts warm.
             progress: told the share of the draws done, rising to 1. Called on the event loop;
                 by the blocking client in its background thread.
+            priority: as in ``estimate_gradient``.
             objective: ``guidance_scale`` and all others of ``estimate_gradient`` that say what
                 is estimated.
 
@@ -154,6 +157,7 @@ class MeasuringCalls(ClientCore):
             warm=warm,
         )
         question.put(request)
+        _requests.set_priority(request, priority)
         _requests.set_seed(request, seed)
         fill = question.filler(self._handles, request)
         replies = self._handles.stream(PROFILE_TEACHER, request, fill, question.used, deadline)

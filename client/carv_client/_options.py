@@ -57,4 +57,5 @@ class EstimateOptions(ObjectiveOptions, total=False):
     importance_weights: npt.ArrayLike | None
     return_draws: bool
     return_half_estimates: bool
+    priority: int
     timeout: float | None

@@ -42,6 +42,7 @@ class RefinementCalls(ClientCore):
         coupling: Coupling | None = None,
         control_variate: ControlVariate | None = None,
         history: str = "",
+        priority: int = 0,
         timeout: float | None = None,
         **objective: Unpack[ObjectiveOptions],
     ) -> AsyncGenerator[RefinedEstimate]:
@@ -61,7 +62,8 @@ class RefinementCalls(ClientCore):
             max_seconds: end after so long with what there is; 0: a little ahead of the call's
                 deadline, ``timeout``.
             seed: likewise; the same seed gives the same draws, and the same ends but for time.
-            sampler, proposal, coupling, control_variate, history: as in ``estimate_gradient``.
+            sampler, proposal, coupling, control_variate, history, priority: as in
+                ``estimate_gradient``.
             objective: ``guidance_scale`` and all others of ``estimate_gradient`` that say what
                 is estimated.
 
@@ -79,6 +81,7 @@ class RefinementCalls(ClientCore):
             max_seconds=max_seconds,
         )
         question.put(request)
+        _requests.set_priority(request, priority)
         _requests.set_seed(request, seed)
         fill = question.filler(self._handles, request)
         replies = self._handles.stream(REFINE_GRADIENT, request, fill, question.used, deadline)

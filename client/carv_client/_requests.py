@@ -25,6 +25,7 @@ __all__ = [
     "profile",
     "refinement",
     "sampling",
+    "set_priority",
     "set_seed",
     "source",
     "tensor",
@@ -169,13 +170,23 @@ def profile(
     )
 
 
-def set_seed(
-    request: teacher_service_pb2.EstimateGradientRequest
+Computed = (
+    teacher_service_pb2.EstimateGradientRequest
     | teacher_service_pb2.RefineGradientRequest
     | teacher_service_pb2.PredictNoiseRequest
-    | teacher_service_pb2.ProfileTeacherRequest,
-    seed: int | None,
-) -> None:
+    | teacher_service_pb2.ProfileTeacherRequest
+)
+
+
+def set_priority(request: Computed, priority: int) -> None:
+    """Raises InvalidRequestError: no int32; the range is the server's to check."""
+    try:
+        request.priority = priority
+    except (TypeError, ValueError) as error:
+        raise invalid("priority", str(error)) from None
+
+
+def set_seed(request: Computed, seed: int | None) -> None:
     """None leaves the choice to the server."""
     if seed is None:
         return

@@ -241,3 +241,17 @@ def test_names_that_keywords_take_are_those_of_the_contract() -> None:
     assert [*get_args(Coupling)] == enum_names(sampling_pb2.NoiseCoupling, "NOISE_COUPLING_")
     weightings = enum_names(objective_pb2.NamedWeighting, "NAMED_WEIGHTING_")
     assert [*get_args(NamedWeighting)] == weightings
+
+
+def test_priority_goes_with_every_computation(
+    client: TeacherClient, server: ScriptedServer
+) -> None:
+    client.estimate_gradient(LATENTS, C, guidance_scale=1.0, priority=7)
+    assert sent(server).priority == 7
+    client.predict_noise(LATENTS, C, timesteps=[1], priority=-3)
+    assert sent(server).priority == -3
+    for call in (client.refine_gradient, client.profile_teacher):
+        with pytest.raises(InvalidRequestError, match="priority"):
+            list(call(LATENTS, C, guidance_scale=1.0, priority=1 << 40))  # pyright: ignore
+    with pytest.raises(InvalidRequestError, match="priority"):
+        client.estimate_gradient(LATENTS, C, guidance_scale=1.0, priority=1.5)  # pyright: ignore

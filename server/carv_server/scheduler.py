@@ -19,7 +19,13 @@ from carv.errors import Reason
 from carv_server.errors import RequestError
 from carv_server.job import Job, JobResult
 from carv_server.packing import fair_shares
-from carv_server.replicas.protocol import MicrobatchResult, Replica, Work, WorkResult
+from carv_server.replicas.protocol import (
+    MicrobatchResult,
+    Replica,
+    ReplicaLost,
+    Work,
+    WorkResult,
+)
 
 __all__ = ["Scheduler", "SchedulerConfig"]
 
@@ -60,7 +66,11 @@ class Scheduler:
     def __init__(
         self, replicas: Sequence[Replica], config: SchedulerConfig, clock: Callable[[], float]
     ) -> None:
-        self._replicas = replicas
+        self._replicas = list(replicas)
+        self._tasks: dict[int, list[asyncio.Task[None]]] = {}
+        self._running: dict[int, int] = {}
+        self._again: list[list[_Slice]] = []
+        self._started = False
         self._config = config
         self._clock = clock
         self._waiting: list[Job] = []
@@ -83,9 +93,28 @@ class Scheduler:
         return sum(job.waiting_evaluations for job in self._waiting)
 
     def start(self) -> None:
+        self._started = True
         for replica in self._replicas:
-            for _ in range(replica.in_flight):
-                self._workers.append(asyncio.create_task(self._work_on(replica)))
+            self._employ(replica)
+
+    def add_replica(self, replica: Replica) -> None:
+        self._replicas.append(replica)
+        if self._started:
+            self._employ(replica)
+
+    async def remove_replica(self, replica: Replica) -> None:
+        """Give it nothing more; returns once nothing of it is awaited."""
+        if replica not in self._replicas:
+            return
+        self._replicas.remove(replica)
+        self._arrival.set()
+        await asyncio.gather(*self._tasks.pop(id(replica), []), return_exceptions=True)
+
+    def _employ(self, replica: Replica) -> None:
+        self._running[id(replica)] = 0
+        tasks = [asyncio.create_task(self._work_on(replica)) for _ in range(replica.in_flight)]
+        self._tasks[id(replica)] = tasks
+        self._workers += tasks
 
     async def stop(self) -> None:
         """End the workers; jobs still waiting, and any that come later, fail with DRAINING."""
@@ -93,7 +122,7 @@ class Scheduler:
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        for job in self._waiting:
+        for job in [*self._waiting, *(item.job for items in self._again for item in items)]:
             job.fail(RequestError(Reason.DRAINING, "the server has stopped; send it elsewhere"))
         self._waiting.clear()
 
@@ -149,7 +178,9 @@ class Scheduler:
             and len(self._waiting) < config.max_waiting_requests
         ):
             return
-        delay = max(_LEAST_RETRY_SECONDS, waiting * self._evaluation_seconds / len(self._replicas))
+        delay = max(
+            _LEAST_RETRY_SECONDS, waiting * self._evaluation_seconds / max(1, len(self._replicas))
+        )
         raise RequestError(
             Reason.QUEUE_FULL,
             f"{waiting} evaluations of {len(self._waiting)} requests are waiting; the limits are "
@@ -159,14 +190,21 @@ class Scheduler:
         )
 
     async def _work_on(self, replica: Replica) -> None:
-        while True:
-            slices = self._form_microbatch()
+        while replica in self._replicas:
+            idlest = min(self._running[id(other)] for other in self._replicas)
+            slices = self._form_microbatch() if self._running[id(replica)] <= idlest else []
             if not slices:
                 self._arrival.clear()
                 await self._arrival.wait()
                 continue
+            self._running[id(replica)] += 1
+            self._arrival.set()
             try:
                 await self._run(replica, slices)
+            except ReplicaLost:
+                self._again.append(slices)
+                self._arrival.set()
+                return
             except asyncio.CancelledError:
                 for item in slices:
                     item.job.fail(RequestError(Reason.DRAINING, "the server has stopped"))
@@ -179,9 +217,16 @@ class Scheduler:
                             Reason.INTERNAL, "a defect of the server; its log has the trace"
                         )
                     )
+            finally:
+                self._running[id(replica)] -= 1
+                self._arrival.set()
 
     def _form_microbatch(self) -> list[_Slice]:
         self._drop_expired()
+        while self._again:
+            slices = [item for item in self._again.pop() if not item.job.over]
+            if slices:
+                return slices
         waiting = [job for job in self._waiting if job.waiting_evaluations > 0]
         if not waiting:
             return []
@@ -222,6 +267,8 @@ class Scheduler:
     async def _run(self, replica: Replica, slices: Sequence[_Slice]) -> None:
         try:
             microbatch = await replica.run([item.work for item in slices])
+        except ReplicaLost:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a teacher raises fails its request
             if len(slices) > 1:
                 # One request's rows must not fail the others': each runs alone.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from carv import DEFAULT_MAX_MESSAGE_BYTES
 from carv_server.conditioning import StoreConfig
 from carv_server.history import HistoryConfig
+from carv_server.replicas.ray_config import RayConfig
 from carv_server.request import RequestLimits
 from carv_server.scheduler import SchedulerConfig
 from carv_server.teachers.registry import EMBEDDED, TeacherRegistration
@@ -23,9 +24,11 @@ class ServerConfig:
         teachers: the first is the default of requests that name none.
         device: "cpu", "cuda", "cuda:1", ... or "auto".
         dtype: "float32", "float16" or "bfloat16"; what the network computes in.
-        torch_threads: CPU threads of one forward; 0 leaves it to torch.
+        torch_threads: CPU threads of one forward; 0 leaves it to torch, or to the CPUs that a
+            Ray replica is given.
         max_message_bytes: largest request or reply.
         drain_seconds: how long in-flight requests may take after SIGTERM.
+        ray: replicas as actors of a Ray cluster; None keeps the one replica in this process.
     """
 
     address: str = "127.0.0.1:50051"
@@ -35,6 +38,7 @@ class ServerConfig:
     torch_threads: int = 0
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     drain_seconds: float = 30.0
+    ray: RayConfig | None = None
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     history: HistoryConfig = field(default_factory=HistoryConfig)

@@ -7,8 +7,9 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -22,12 +23,15 @@ from carv_server.config import ServerConfig
 from carv_server.front import Front
 from carv_server.history import DrawHistories
 from carv_server.replicas.inprocess import InProcessReplica
+from carv_server.replicas.ray_cluster import open_cluster
+from carv_server.replicas.ray_pool import RayPool
+from carv_server.replicas.ray_replica import WorkerSettings
 from carv_server.scheduler import Scheduler
 from carv_server.service import ServedTeacher, TeacherService
 from carv_server.teachers.protocol import Teacher
-from carv_server.teachers.registry import load_teacher
+from carv_server.teachers.registry import TeacherRegistration, load_teacher
 
-__all__ = ["RunningServer", "load_teachers", "serve_until_signalled"]
+__all__ = ["RunningServer", "load_teachers", "ray_pools", "serve_until_signalled"]
 
 _log = logging.getLogger(__name__)
 
@@ -49,9 +53,7 @@ def load_teachers(config: ServerConfig) -> dict[str, Teacher]:
     if config.torch_threads:
         torch.set_num_threads(config.torch_threads)
     teachers: dict[str, Teacher] = {}
-    for registration in config.teachers:
-        if registration.id in teachers:
-            raise ValueError(f"teacher id {registration.id!r} is registered twice")
+    for registration in _distinct(config.teachers):
         started = time.perf_counter()
         teacher = load_teacher(registration, device=device, dtype=getattr(torch, config.dtype))
         teachers[registration.id] = teacher
@@ -67,14 +69,64 @@ def load_teachers(config: ServerConfig) -> dict[str, Teacher]:
     return teachers
 
 
+@contextmanager
+def ray_pools(config: ServerConfig) -> Iterator[dict[str, RayPool]]:
+    """A pool of Ray replicas for every registered teacher, by id, not started yet; connected to the
+    cluster inside.
+
+    Raises:
+        ClusterError: Ray is not installed, or the cluster cannot be had.
+        ValueError: an id is registered twice, or the device is not Ray's to choose from.
+    """
+    assert config.ray is not None
+    registrations = _distinct(config.teachers)
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device {config.device}: Ray chooses the GPU; say auto, cpu or cuda")
+    cluster = open_cluster(config.ray, len(registrations))
+    try:
+        yield {
+            registration.id: RayPool(
+                cluster,
+                WorkerSettings(
+                    registration,
+                    device=config.device,
+                    dtype=config.dtype,
+                    threads=config.torch_threads or max(1, int(config.ray.cpus_per_replica)),
+                    max_rows=config.scheduler.evaluation_budget,
+                ),
+                config.ray,
+            )
+            for registration in registrations
+        }
+    finally:
+        cluster.close()
+
+
+def _distinct(registrations: Sequence[TeacherRegistration]) -> Sequence[TeacherRegistration]:
+    ids = [registration.id for registration in registrations]
+    for teacher_id in ids:
+        if ids.count(teacher_id) > 1:
+            raise ValueError(f"teacher id {teacher_id!r} is registered twice")
+    return registrations
+
+
 class RunningServer:
     """A server on the current event loop; an async context manager that drains on exit.
+
+    Args:
+        teachers: served by one replica each, in this process.
+        pools: started, and each serving its teacher; the caller stops them afterwards.
 
     Attributes:
         address: host:port that it listens on.
     """
 
-    def __init__(self, config: ServerConfig, teachers: Mapping[str, Teacher]) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        teachers: Mapping[str, Teacher],
+        pools: Mapping[str, RayPool] | None = None,
+    ) -> None:
         self._config = config
         # One thread for the device: forwards of all teachers take turns on it.
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
@@ -87,6 +139,11 @@ class RunningServer:
             scheduler = Scheduler([replica], config.scheduler, time.monotonic)
             histories = DrawHistories(teacher.description.schedule, config.history)
             self._served[teacher_id] = ServedTeacher(teacher_id, [replica], scheduler, histories)
+        self._pools = pools or {}
+        for teacher_id, pool in self._pools.items():
+            scheduler = Scheduler([], config.scheduler, time.monotonic)
+            histories = DrawHistories(pool.description.schedule, config.history)
+            self._served[teacher_id] = ServedTeacher(teacher_id, [pool], scheduler, histories)
         service = TeacherService(
             self._served,
             ConditioningStore(config.store, time.time),
@@ -111,6 +168,9 @@ class RunningServer:
         self.address = f"{self._config.address.rpartition(':')[0]}:{port}"
         for teacher in self._served.values():
             teacher.scheduler.start()
+        for teacher_id, pool in self._pools.items():
+            scheduler = self._served[teacher_id].scheduler
+            pool.attach(scheduler, _waiting_seconds(scheduler))
         await self._server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         return self
@@ -156,30 +216,70 @@ class RunningServer:
             await self._health.set(name, status)
 
 
-async def serve_until_signalled(config: ServerConfig, teachers: Mapping[str, Teacher]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the drain."""
+async def serve_until_signalled(
+    config: ServerConfig,
+    teachers: Mapping[str, Teacher],
+    pools: Mapping[str, RayPool] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the drain.
+
+    Args:
+        pools: started here, ahead of readiness, and stopped at the end.
+
+    Raises:
+        ReplicaStartError: a pool cannot be started.
+    """
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()
-    server = RunningServer(config, teachers)
+    running: list[RunningServer] = []
 
     def on_signal(name: str) -> None:
         if signalled.is_set():
             _log.info("%s: stopping now", name)
-            server.hurry()
+            for server in running:
+                server.hurry()
         else:
             _log.info("%s: draining", name)
             signalled.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number.name)
-    async with server:
-        _log.info("serving %s on %s", ", ".join(teachers), server.address)
-        await signalled.wait()
+    async with AsyncExitStack() as stack:
+        pools = pools or {}
+        if await _started(pools, stack, signalled):
+            server = RunningServer(config, teachers, pools)
+            running.append(server)
+            async with server:
+                _log.info("serving %s on %s", ", ".join([*teachers, *pools]), server.address)
+                await signalled.wait()
     # gRPC's tasks end a little after its server; cut off by the loop's end they would log errors.
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     if rest:
         await asyncio.wait(rest, timeout=_LAST_TASKS_SECONDS)
     _log.info("stopped")
+
+
+async def _started(
+    pools: Mapping[str, RayPool], stack: AsyncExitStack, signalled: asyncio.Event
+) -> bool:
+    """Start pools, to be stopped by the stack; False where a signal came first."""
+    stop = asyncio.create_task(signalled.wait())
+    for pool in pools.values():
+        stack.push_async_callback(pool.stop)
+        start = asyncio.create_task(pool.start())
+        await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            start.cancel()
+            await asyncio.wait({start})
+            return False
+        await start
+    stop.cancel()
+    return True
+
+
+def _waiting_seconds(scheduler: Scheduler) -> Callable[[], float]:
+    """Work in the queue, in seconds of one replica."""
+    return lambda: scheduler.waiting_evaluations * scheduler.evaluation_seconds
 
 
 def _device(name: str) -> torch.device:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from carv import DEFAULT_MAX_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from carv_server.replicas.ray_config import RayConfig
 
 __all__ = ["register"]
 
@@ -43,6 +48,29 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--device", str, "auto", "cpu, cuda, cuda:N or auto")
     add("--dtype", _choice("float32", "float16", "bfloat16"), "float32", "what networks compute in")
     add("--torch-threads", _at_least(0), 0, "CPU threads of one forward; 0 leaves it to torch")
+    add(
+        "--replicas",
+        _choice("in-process", "ray"),
+        "in-process",
+        "where the teachers are: one replica of each in this process, or actors of a Ray cluster "
+        "(pip install 'carv[ray]'); the flags up to --cpus-per-replica are for these",
+    )
+    add(
+        "--ray-address",
+        str,
+        "",
+        "host:port of a cluster that this machine is a node of, or auto; without it a cluster of "
+        "the server's own, on the loopback interface",
+    )
+    add("--min-replicas", _at_least(1), 1, "replicas of each teacher; ready means that they are")
+    add("--max-replicas", _at_least(1), None, "most replicas of each teacher, as the queue grows")
+    add(
+        "--gpus-per-replica",
+        _gpus,
+        "auto",
+        "GPUs, or a fraction of one; auto is 1 where the cluster has any",
+    )
+    add("--cpus-per-replica", _above_zero, 1, "CPUs; threads of a forward on a CPU")
     add("--evaluation-budget", _at_least(1), 64, "evaluations in one microbatch")
     add(
         "--max-waiting-evaluations", _at_least(1), 1 << 16, "evaluations that may wait in the queue"
@@ -84,10 +112,9 @@ class _Adder:
     def __call__(self, flag: str, kind: Callable[[str], Any], default: object, text: str) -> None:
         variable = "CARV_" + flag.removeprefix("--").replace("-", "_").upper()
         # argparse converts a string default by `kind`, with the same errors as a flag's value.
-        value = self._environment.get(variable, str(default))
-        self._parser.add_argument(
-            flag, type=kind, default=value, help=f"{text} (default: {default})"
-        )
+        value = self._environment.get(variable, None if default is None else str(default))
+        said = "" if default in (None, "") else f" (default: {default})"
+        self._parser.add_argument(flag, type=kind, default=value, help=text + said)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -100,47 +127,68 @@ def _run(arguments: argparse.Namespace) -> int:
     from carv_server.conditioning import StoreConfig
     from carv_server.config import ServerConfig
     from carv_server.history import HistoryConfig
+    from carv_server.replicas.protocol import ReplicaStartError
     from carv_server.request import RequestLimits
     from carv_server.scheduler import SchedulerConfig
-    from carv_server.serve import load_teachers, serve_until_signalled
+    from carv_server.serve import load_teachers, ray_pools, serve_until_signalled
     from carv_server.teachers.registry import EMBEDDED, parse_registration
 
     texts = arguments.teacher or list(filter(None, os.environ.get("CARV_TEACHER", "").split(";")))
-    try:
-        config = ServerConfig(
-            address=arguments.address,
-            teachers=tuple(map(parse_registration, texts)) or (EMBEDDED,),
-            device=arguments.device,
-            dtype=arguments.dtype,
-            torch_threads=arguments.torch_threads,
-            max_message_bytes=arguments.max_message_mib * _MIB,
-            drain_seconds=arguments.drain_seconds,
-            scheduler=SchedulerConfig(
-                evaluation_budget=arguments.evaluation_budget,
-                max_waiting_evaluations=arguments.max_waiting_evaluations,
-            ),
-            store=StoreConfig(seconds_to_live=arguments.conditioning_ttl),
-            history=HistoryConfig(
-                memory_draws=arguments.history_draws, max_histories=arguments.max_histories
-            ),
-            limits=RequestLimits(
-                max_draws=arguments.max_draws,
-                max_renders=arguments.max_renders,
-                max_evaluations=arguments.max_evaluations,
-            ),
-        )
-        teachers = load_teachers(config)
-    except (ValueError, RuntimeError) as error:
-        print(f"carv serve: {error}", file=sys.stderr)
-        return _EXIT_USAGE
-    try:
-        asyncio.run(serve_until_signalled(config, teachers))
-    except RuntimeError as error:
-        if "bind" not in str(error).lower():
-            raise
-        print(f"carv serve: cannot listen on {config.address}: {error}", file=sys.stderr)
-        return _EXIT_ADDRESS
+    with ExitStack() as stack:
+        try:
+            config = ServerConfig(
+                address=arguments.address,
+                teachers=tuple(map(parse_registration, texts)) or (EMBEDDED,),
+                device=arguments.device,
+                dtype=arguments.dtype,
+                torch_threads=arguments.torch_threads,
+                max_message_bytes=arguments.max_message_mib * _MIB,
+                drain_seconds=arguments.drain_seconds,
+                ray=_ray_config(arguments) if arguments.replicas == "ray" else None,
+                scheduler=SchedulerConfig(
+                    evaluation_budget=arguments.evaluation_budget,
+                    max_waiting_evaluations=arguments.max_waiting_evaluations,
+                ),
+                store=StoreConfig(seconds_to_live=arguments.conditioning_ttl),
+                history=HistoryConfig(
+                    memory_draws=arguments.history_draws, max_histories=arguments.max_histories
+                ),
+                limits=RequestLimits(
+                    max_draws=arguments.max_draws,
+                    max_renders=arguments.max_renders,
+                    max_evaluations=arguments.max_evaluations,
+                ),
+            )
+            teachers = load_teachers(config) if config.ray is None else {}
+            pools = {} if config.ray is None else stack.enter_context(ray_pools(config))
+        except (ValueError, RuntimeError, ReplicaStartError) as error:
+            print(f"carv serve: {error}", file=sys.stderr)
+            return _EXIT_USAGE
+        try:
+            asyncio.run(serve_until_signalled(config, teachers, pools))
+        except ReplicaStartError as error:
+            print(f"carv serve: {error}", file=sys.stderr)
+            return _EXIT_USAGE
+        except RuntimeError as error:
+            if "bind" not in str(error).lower():
+                raise
+            print(f"carv serve: cannot listen on {config.address}: {error}", file=sys.stderr)
+            return _EXIT_ADDRESS
     return 0
+
+
+def _ray_config(arguments: argparse.Namespace) -> RayConfig:
+    """Raises ValueError where the bounds of scaling make no sense."""
+    from carv_server.replicas.autoscale import ScalePolicy
+    from carv_server.replicas.ray_config import RayConfig
+
+    least, most = arguments.min_replicas, arguments.max_replicas or arguments.min_replicas
+    return RayConfig(
+        address=arguments.ray_address,
+        scale=ScalePolicy(min_replicas=least, max_replicas=most),
+        gpus_per_replica=arguments.gpus_per_replica,
+        cpus_per_replica=arguments.cpus_per_replica,
+    )
 
 
 def _choice(*values: str) -> Callable[[str], str]:
@@ -163,3 +211,30 @@ def _at_least(minimum: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _above_zero(text: str) -> float:
+    value = _number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _gpus(text: str) -> float | None:
+    """None for "auto". Ray shares a GPU in fractions, and gives out several only whole."""
+    if text == "auto":
+        return None
+    value = _number(text)
+    if value < 0 or (value > 1 and value != int(value)):
+        raise argparse.ArgumentTypeError(f"{text} is neither 0 to 1 nor a whole number")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value

@@ -30,7 +30,7 @@ from carv_server.estimate import estimate_gradient, predict_noise
 from carv_server.history import DrawHistories
 from carv_server.profile import profile_teacher
 from carv_server.refine.call import refine_gradient
-from carv_server.replicas.protocol import Conditioning, Replica
+from carv_server.replicas.protocol import Conditioning, Encoder
 from carv_server.request import DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
 from carv_server.teachers.protocol import Source, SourceError
@@ -47,11 +47,11 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class ServedTeacher:
-    """A teacher, the replicas that hold it, the queue in front of them, and what their past draws
-    taught."""
+    """A teacher, what describes it and encodes for it, the queue in front of its replicas, and what
+    their past draws taught."""
 
     id: str
-    replicas: Sequence[Replica]
+    replicas: Sequence[Encoder]
     scheduler: Scheduler
     histories: DrawHistories
 

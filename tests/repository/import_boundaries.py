@@ -74,6 +74,12 @@ FORBIDDEN = (
     ),
     Forbidden(
         ("carv_server",),
+        frozenset({"ray"}),
+        "Ray is an extra, and one module speaks to it",
+        but=("carv_server.replicas.ray_cluster", "carv_server.sampling"),  # sampling: above
+    ),
+    Forbidden(
+        ("carv_server",),
         frozenset({"carv_client"}),
         "the server does not need its client",
         but=(

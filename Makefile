@@ -23,7 +23,7 @@ export PYTHONUTF8 := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-statistics lint check format proto proto-check variance convergence \
-	bench peers teacher clean
+	bench bench-ray peers teacher clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -69,6 +69,9 @@ bench: $(VENV)/.demo ## what the service costs, about 15 minutes (ARGS="--quick"
 peers: $(VENV)/.demo ## CARV and other model servers under the same work, about 40 minutes
 	$(VENV)/bin/carv bench peers $(ARGS)
 
+bench-ray: $(VENV)/.dev ## scaling, crossing cost and loss of Ray replicas, five minutes
+	$(PY) -m benchmarks.ray_scaling $(ARGS)
+
 teacher: $(VENV)/.dev ## retrain and evaluate the embedded teacher, under an hour on two cores
 	$(PY) $(TEACHER)/train_autoencoder.py encoder
 	$(PY) $(TEACHER)/train_autoencoder.py decoder
@@ -94,7 +97,7 @@ $(VENV)/.demo: $(INPUTS) | $(PY)
 
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "installing the development tools into $(VENV)"
-	$(PY) $(PIP) $(PIP_ARGS) -c constraints.txt --group dev
+	$(PY) $(PIP) $(PIP_ARGS) -c constraints.txt -e ".[demo,ray]" --group dev
 	@touch $@
 
 $(PROTO_VENV)/.ready: pyproject.toml

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from carv import DEFAULT_MAX_MESSAGE_BYTES
 from carv_server.history import HistoryConfig
 from carv_server.latents import DEFAULT_LATENT_STORE
+from carv_server.replicas.ray_config import RayConfig
 from carv_server.request import RequestLimits
 from carv_server.scheduling.config import SchedulerConfig
 from carv_server.store import StoreConfig
@@ -31,9 +32,10 @@ class ServerConfig:
             ``evaluation_budget``.
         warm_up: run forwards of the batch sizes in use before health says SERVING.
         torch_threads: CPU threads of one forward; 0 leaves it to torch, None is one fewer than
-            there are cores.
+            there are cores. A Ray replica has those that it is given, unless a number is.
         max_message_bytes: largest request or reply.
         drain_seconds: how long in-flight requests may take after SIGTERM.
+        ray: replicas as actors of a Ray cluster; None keeps the one replica in this process.
         store: bounds of the conditionings kept, over all teachers.
         latents: bounds of the latents kept for each teacher.
     """
@@ -49,6 +51,7 @@ class ServerConfig:
     torch_threads: int | None = 0
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     drain_seconds: float = 30.0
+    ray: RayConfig | None = None
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     latents: StoreConfig = DEFAULT_LATENT_STORE

@@ -10,19 +10,13 @@ import torch
 
 from carv_server.config import ServerConfig
 from carv_server.host import forward_threads, keep_freed_memory
-from carv_server.replicas.precision import (
-    is_faster,
-    probe_gradient,
-    reduced_dtype,
-    relative_error,
-)
-from carv_server.replicas.row_limit import is_out_of_memory
+from carv_server.replicas.loading import load_in
 from carv_server.replicas.tuning import tune_rows
 from carv_server.teachers.buckets import BucketedTeacher, bucket_sizes
 from carv_server.teachers.compiling import Compilable
 from carv_server.teachers.graphs import GraphedTeacher
 from carv_server.teachers.protocol import Teacher
-from carv_server.teachers.registry import TeacherRegistration, load_teacher
+from carv_server.teachers.registry import TeacherRegistration
 
 __all__ = ["PreparedTeacher", "as_prepared", "load_teachers"]
 
@@ -67,7 +61,7 @@ def load_teachers(config: ServerConfig) -> dict[str, PreparedTeacher]:
 
 def _load(registration: TeacherRegistration, device: torch.device, dtype: str) -> Teacher:
     started = time.perf_counter()
-    teacher = _load_in(registration, device, dtype)
+    teacher = load_in(registration, device, dtype)
     _log.info(
         "teacher %s: %s %s on %s, digest %s, %.1f s",
         registration.id,
@@ -78,44 +72,6 @@ def _load(registration: TeacherRegistration, device: torch.device, dtype: str) -
         time.perf_counter() - started,
     )
     return teacher
-
-
-def _load_in(registration: TeacherRegistration, device: torch.device, dtype: str) -> Teacher:
-    """In a number format by name, or in what the device is good at; with its error measured."""
-
-    def load(dtype: torch.dtype) -> Teacher:
-        return load_teacher(registration, device=device, dtype=dtype)
-
-    reduced = reduced_dtype(device) if dtype == "auto" else getattr(torch, dtype)
-    exact = load(torch.float32)
-    if reduced in (None, torch.float32) or not isinstance(exact, Compilable):
-        return exact
-    gradient = _try_gradient(exact)
-    if device.type != "cpu":
-        exact = None  # never two networks on a device
-    teacher = load(reduced)
-    if device.type == "cpu" and dtype == "auto" and exact and not is_faster(teacher, exact):
-        _log.info("teacher %s: float32, since %s is no faster", registration.id, _name(reduced))
-        return exact
-    found = None if gradient is None else _try_gradient(teacher)
-    if gradient is not None and found is not None:
-        _log.info(
-            "teacher %s: %s; the gradient of a fixed probe is within %.2g of float32's, relative",
-            registration.id,
-            _name(reduced),
-            relative_error(found, gradient),
-        )
-    return teacher
-
-
-def _try_gradient(teacher: Teacher) -> torch.Tensor | None:
-    try:
-        return probe_gradient(teacher)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        _log.warning("reduced precision was not compared with float32: out of memory")
-        return None
 
 
 def _prepared(teacher_id: str, teacher: Teacher, config: ServerConfig) -> PreparedTeacher:
@@ -176,7 +132,3 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name}: this torch sees no CUDA device")
     return device
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

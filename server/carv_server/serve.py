@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -22,8 +23,11 @@ from carv_server.config import ServerConfig
 from carv_server.front import Front
 from carv_server.history import DrawHistories
 from carv_server.latents import LatentStore
+from carv_server.pools import start_pools, waiting_seconds
 from carv_server.prepare import PreparedTeacher, as_prepared
 from carv_server.replicas.inprocess import InProcessReplica
+from carv_server.replicas.protocol import Encoder
+from carv_server.replicas.ray_pool import RayPool
 from carv_server.scheduler import Scheduler
 from carv_server.service import ServedTeacher, TeacherService
 from carv_server.teachers.protocol import Teacher
@@ -42,12 +46,19 @@ _LAST_TASKS_SECONDS = 1.0
 class RunningServer:
     """A server on the current event loop; an async context manager that drains on exit.
 
+    Args:
+        teachers: served by one replica each, in this process.
+        pools: started, and each serving its teacher; the caller stops them afterwards.
+
     Attributes:
         address: host:port that it listens on.
     """
 
     def __init__(
-        self, config: ServerConfig, teachers: Mapping[str, PreparedTeacher | Teacher]
+        self,
+        config: ServerConfig,
+        teachers: Mapping[str, PreparedTeacher | Teacher],
+        pools: Mapping[str, RayPool] | None = None,
     ) -> None:
         self._config = config
         # One thread for the device: forwards of all teachers take turns on it.
@@ -63,14 +74,12 @@ class RunningServer:
             self._cold.append((replica, prepared.warm_sizes))
             limits = replace(config.scheduler, evaluation_budget=budget)
             scheduler = Scheduler([replica], limits, time.monotonic)
-            histories = DrawHistories(teacher.description.schedule, config.history)
-            self._served[teacher_id] = ServedTeacher(
-                teacher_id,
-                [replica],
-                scheduler,
-                histories,
-                LatentStore(config.latents, time.time),
-            )
+            self._served[teacher_id] = self._serve(teacher_id, replica, scheduler)
+        self._pools = pools or {}
+        for teacher_id, pool in self._pools.items():
+            limits = replace(config.scheduler, evaluation_budget=pool.evaluation_budget)
+            scheduler = Scheduler([], limits, time.monotonic)
+            self._served[teacher_id] = self._serve(teacher_id, pool, scheduler)
         service = TeacherService(
             self._served,
             ConditioningStore(config.store, time.time),
@@ -92,6 +101,12 @@ class RunningServer:
         self._server = grpc.aio.server(options=_channel_options(config.max_message_bytes))
         self.address = ""
 
+    def _serve(self, teacher_id: str, encoder: Encoder, scheduler: Scheduler) -> ServedTeacher:
+        config = self._config
+        histories = DrawHistories(encoder.description.schedule, config.history)
+        latents = LatentStore(config.latents, time.time)
+        return ServedTeacher(teacher_id, [encoder], scheduler, histories, latents)
+
     async def __aenter__(self) -> RunningServer:
         self._server.add_generic_rpc_handlers((self._front.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -102,6 +117,9 @@ class RunningServer:
         for teacher in self._served.values():
             teacher.scheduler.start()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        for teacher_id, pool in self._pools.items():
+            scheduler = self._served[teacher_id].scheduler
+            pool.attach(scheduler, waiting_seconds(scheduler))
         await self._server.start()
         try:
             await self._warm_up()
@@ -160,26 +178,41 @@ class RunningServer:
 
 
 async def serve_until_signalled(
-    config: ServerConfig, teachers: Mapping[str, PreparedTeacher | Teacher]
+    config: ServerConfig,
+    teachers: Mapping[str, PreparedTeacher | Teacher],
+    pools: Mapping[str, RayPool] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the drain."""
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the drain.
+
+    Args:
+        pools: started here, ahead of readiness, and stopped at the end.
+
+    Raises:
+        ReplicaStartError: a pool cannot be started.
+    """
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()
-    server = RunningServer(config, teachers)
+    running: list[RunningServer] = []
 
     def on_signal(name: str) -> None:
         if signalled.is_set():
             _log.info("%s: stopping now", name)
-            server.hurry()
+            for server in running:
+                server.hurry()
         else:
             _log.info("%s: draining", name)
             signalled.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number.name)
-    async with server:
-        _log.info("serving %s on %s", ", ".join(teachers), server.address)
-        await signalled.wait()
+    async with AsyncExitStack() as stack:
+        pools = pools or {}
+        if await start_pools(pools, stack, signalled):
+            server = RunningServer(config, teachers, pools)
+            running.append(server)
+            async with server:
+                _log.info("serving %s on %s", ", ".join([*teachers, *pools]), server.address)
+                await signalled.wait()
     # gRPC's tasks end a little after its server; cut off by the loop's end they would log errors.
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     if rest:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from carv import DEFAULT_MAX_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from carv_server.replicas.ray_config import RayConfig
 
 __all__ = ["register"]
 
@@ -74,6 +79,29 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "evaluations in one microbatch; auto measures it before the server is ready",
     )
     add(
+        "--replicas",
+        _choice("in-process", "ray"),
+        "in-process",
+        "where the teachers are: one replica of each in this process, or actors of a Ray cluster "
+        "(pip install 'carv[ray]'); the flags up to --cpus-per-replica are for these",
+    )
+    add(
+        "--ray-address",
+        str,
+        "",
+        "host:port of a cluster that this machine is a node of, or auto; without it a cluster of "
+        "the server's own, on the loopback interface",
+    )
+    add("--min-replicas", _at_least(1), 1, "replicas of each teacher; ready means that they are")
+    add("--max-replicas", _at_least(1), None, "most replicas of each teacher, as the queue grows")
+    add(
+        "--gpus-per-replica",
+        _gpus,
+        "auto",
+        "GPUs, or a fraction of one; auto is 1 where the cluster has any",
+    )
+    add("--cpus-per-replica", _above_zero, 1, "CPUs; threads of a forward on a CPU")
+    add(
         "--max-waiting-evaluations", _at_least(1), 1 << 16, "evaluations that may wait in the queue"
     )
     add(
@@ -128,10 +156,9 @@ class _Adder:
     def __call__(self, flag: str, kind: Callable[[str], Any], default: object, text: str) -> None:
         variable = "CARV_" + flag.removeprefix("--").replace("-", "_").upper()
         # argparse converts a string default by `kind`, with the same errors as a flag's value.
-        value = self._environment.get(variable, str(default))
-        self._parser.add_argument(
-            flag, type=kind, default=value, help=f"{text} (default: {default})"
-        )
+        value = self._environment.get(variable, None if default is None else str(default))
+        said = "" if default in (None, "") else f" (default: {default})"
+        self._parser.add_argument(flag, type=kind, default=value, help=text + said)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -143,7 +170,9 @@ def _run(arguments: argparse.Namespace) -> int:
     # torch and diffusers take seconds to import: not before the arguments are known good.
     from carv_server.config import ServerConfig
     from carv_server.history import HistoryConfig
+    from carv_server.pools import ray_pools
     from carv_server.prepare import load_teachers
+    from carv_server.replicas.protocol import ReplicaStartError
     from carv_server.request import RequestLimits
     from carv_server.scheduler import SchedulerConfig
     from carv_server.serve import serve_until_signalled
@@ -151,51 +180,72 @@ def _run(arguments: argparse.Namespace) -> int:
     from carv_server.teachers.registry import EMBEDDED, parse_registration
 
     texts = arguments.teacher or list(filter(None, os.environ.get("CARV_TEACHER", "").split(";")))
-    try:
-        config = ServerConfig(
-            address=arguments.address,
-            teachers=tuple(map(parse_registration, texts)) or (EMBEDDED,),
-            device=arguments.device,
-            dtype=arguments.dtype,
-            compile=arguments.compile,
-            cuda_graphs=arguments.cuda_graphs,
-            tune=arguments.evaluation_budget is None,
-            torch_threads=arguments.torch_threads,
-            max_message_bytes=arguments.max_message_mib * _MIB,
-            drain_seconds=arguments.drain_seconds,
-            scheduler=SchedulerConfig(
-                evaluation_budget=arguments.evaluation_budget or SchedulerConfig.evaluation_budget,
-                max_waiting_evaluations=arguments.max_waiting_evaluations,
-                hold_fraction=arguments.hold_percent / 100,
-            ),
-            store=StoreConfig(seconds_to_live=arguments.conditioning_ttl),
-            latents=StoreConfig(
-                max_entries=arguments.max_kept_latents,
-                max_bytes=arguments.max_kept_latents_mib * _MIB,
-                seconds_to_live=arguments.latents_ttl,
-            ),
-            history=HistoryConfig(
-                memory_draws=arguments.history_draws, max_histories=arguments.max_histories
-            ),
-            limits=RequestLimits(
-                max_draws=arguments.max_draws,
-                max_renders=arguments.max_renders,
-                max_evaluations=arguments.max_evaluations,
-                max_stream_requests=arguments.max_stream_requests,
-            ),
-        )
-        teachers = load_teachers(config)
-    except (ValueError, RuntimeError) as error:
-        print(f"carv serve: {error}", file=sys.stderr)
-        return _EXIT_USAGE
-    try:
-        asyncio.run(serve_until_signalled(config, teachers))
-    except RuntimeError as error:
-        if "bind" not in str(error).lower():
-            raise
-        print(f"carv serve: cannot listen on {config.address}: {error}", file=sys.stderr)
-        return _EXIT_ADDRESS
+    with ExitStack() as stack:
+        try:
+            config = ServerConfig(
+                address=arguments.address,
+                teachers=tuple(map(parse_registration, texts)) or (EMBEDDED,),
+                device=arguments.device,
+                dtype=arguments.dtype,
+                compile=arguments.compile,
+                cuda_graphs=arguments.cuda_graphs,
+                tune=arguments.evaluation_budget is None,
+                torch_threads=arguments.torch_threads,
+                max_message_bytes=arguments.max_message_mib * _MIB,
+                drain_seconds=arguments.drain_seconds,
+                ray=_ray_config(arguments) if arguments.replicas == "ray" else None,
+                scheduler=SchedulerConfig(
+                    evaluation_budget=arguments.evaluation_budget
+                    or SchedulerConfig.evaluation_budget,
+                    max_waiting_evaluations=arguments.max_waiting_evaluations,
+                    hold_fraction=arguments.hold_percent / 100,
+                ),
+                store=StoreConfig(seconds_to_live=arguments.conditioning_ttl),
+                latents=StoreConfig(
+                    max_entries=arguments.max_kept_latents,
+                    max_bytes=arguments.max_kept_latents_mib * _MIB,
+                    seconds_to_live=arguments.latents_ttl,
+                ),
+                history=HistoryConfig(
+                    memory_draws=arguments.history_draws, max_histories=arguments.max_histories
+                ),
+                limits=RequestLimits(
+                    max_draws=arguments.max_draws,
+                    max_renders=arguments.max_renders,
+                    max_evaluations=arguments.max_evaluations,
+                    max_stream_requests=arguments.max_stream_requests,
+                ),
+            )
+            teachers = load_teachers(config) if config.ray is None else {}
+            pools = {} if config.ray is None else stack.enter_context(ray_pools(config))
+        except (ValueError, RuntimeError, ReplicaStartError) as error:
+            print(f"carv serve: {error}", file=sys.stderr)
+            return _EXIT_USAGE
+        try:
+            asyncio.run(serve_until_signalled(config, teachers, pools))
+        except ReplicaStartError as error:
+            print(f"carv serve: {error}", file=sys.stderr)
+            return _EXIT_USAGE
+        except RuntimeError as error:
+            if "bind" not in str(error).lower():
+                raise
+            print(f"carv serve: cannot listen on {config.address}: {error}", file=sys.stderr)
+            return _EXIT_ADDRESS
     return 0
+
+
+def _ray_config(arguments: argparse.Namespace) -> RayConfig:
+    """Raises ValueError where the bounds of scaling make no sense."""
+    from carv_server.replicas.autoscale import ScalePolicy
+    from carv_server.replicas.ray_config import RayConfig
+
+    least, most = arguments.min_replicas, arguments.max_replicas or arguments.min_replicas
+    return RayConfig(
+        address=arguments.ray_address,
+        scale=ScalePolicy(min_replicas=least, max_replicas=most),
+        gpus_per_replica=arguments.gpus_per_replica,
+        cpus_per_replica=arguments.cpus_per_replica,
+    )
 
 
 def _choice(*values: str) -> Callable[[str], str]:
@@ -229,3 +279,30 @@ def _at_least(minimum: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _above_zero(text: str) -> float:
+    value = _number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _gpus(text: str) -> float | None:
+    """None for "auto". Ray shares a GPU in fractions, and gives out several only whole."""
+    if text == "auto":
+        return None
+    value = _number(text)
+    if value < 0 or (value > 1 and value != int(value)):
+        raise argparse.ArgumentTypeError(f"{text} is neither 0 to 1 nor a whole number")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value

@@ -30,7 +30,7 @@ from carv_server.history import DrawHistories
 from carv_server.latents import LatentStore, latents_handle
 from carv_server.profile import profile_teacher
 from carv_server.refine.call import refine_gradient
-from carv_server.replicas.protocol import Conditioning, Replica
+from carv_server.replicas.protocol import Conditioning, Encoder
 from carv_server.request import DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
 from carv_server.scheduling.terms import Terms
@@ -49,11 +49,11 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class ServedTeacher:
-    """A teacher, the replicas that hold it, the queue in front of them, what their past draws
-    taught, and the latents kept for it."""
+    """A teacher, what describes it and encodes for it, the queue in front of its replicas, what
+    their past draws taught, and the latents kept for it."""
 
     id: str
-    replicas: Sequence[Replica]
+    replicas: Sequence[Encoder]
     scheduler: Scheduler
     histories: DrawHistories
     latents: LatentStore

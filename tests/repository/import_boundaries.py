@@ -24,7 +24,7 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("serve_command", "profile_plot", "demo"),  # the subcommands
     ("serve",),  # the composition root
     ("front", "gradient_stream", "admission", "messages", "statuses"),  # the gRPC front
-    ("prepare",),  # registrations to teachers that are ready to serve
+    ("prepare", "pools"),  # registrations to teachers that are ready to serve
     ("config",),  # gathers the parts' own settings; no part reads it
     ("service",),
     ("encode",),
@@ -73,6 +73,16 @@ FORBIDDEN = (
         ),
         _TRANSPORT,
         "transport stays at the edge; compute raises errors of its own",
+    ),
+    Forbidden(
+        ("carv_server",),
+        frozenset({"ray"}),
+        "Ray is an extra, and one module speaks to it",
+        but=(
+            "carv_server.replicas.ray_cluster",
+            "carv_server.sampling",  # above
+            "carv_server.bench.peers.scripts",  # programs of their own, in environments of their own
+        ),
     ),
     Forbidden(
         ("carv_server",),

@@ -38,6 +38,7 @@ SERVER = "server/carv_server"
         ({f"{SERVER}/sampling/plan.py": "from carv_server import teachers"}, "a layer above"),
         ({f"{SERVER}/teachers/diffusers.py": "import grpc.aio"}, "transport"),
         ({f"{SERVER}/scheduler.py": "import carv_server.service"}, "a layer above"),
+        ({f"{SERVER}/replicas/ray_pool.py": "def f():\n    import ray"}, "one module speaks to it"),
         ({f"{SERVER}/service.py": "import carv_client"}, "its client"),
         ({f"{SERVER}/novel.py": ""}, "no place in SERVER_LAYERS"),
         ({f"{SERVER}/cli.py": "import carv_server.novel"}, "no place in SERVER_LAYERS"),

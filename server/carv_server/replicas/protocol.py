@@ -14,10 +14,12 @@ from carv_server.teachers.protocol import Source, TeacherDescription, Tensors
 __all__ = [
     "Branch",
     "Conditioning",
+    "Encoder",
     "MicrobatchResult",
     "NonFiniteDraw",
     "Replica",
     "ReplicaLost",
+    "ReplicaStartError",
     "Wanted",
     "Work",
     "WorkResult",
@@ -136,8 +138,13 @@ class ReplicaLost(Exception):
     may run elsewhere."""
 
 
-class Replica(Protocol):
-    """One teacher on one device."""
+class ReplicaStartError(Exception):
+    """No replica can be had this way: the teacher, the device or the cluster refuses, and says
+    why."""
+
+
+class Encoder(Protocol):
+    """What is asked of a teacher apart from its forward; any of its replicas can answer."""
 
     @property
     def description(self) -> TeacherDescription: ...
@@ -147,14 +154,18 @@ class Replica(Protocol):
         """ "cpu" or "cuda"."""
         ...
 
+    async def encode(self, source: Source) -> Sequence[Tensors]:
+        """As ``Teacher.encode``."""
+        ...
+
+
+class Replica(Encoder, Protocol):
+    """One teacher on one device."""
+
     @property
     def in_flight(self) -> int:
         """Microbatches that it may have at once, the one that runs included. A further one is
         handed over shortly before the one ahead ends, so that its device never waits."""
-        ...
-
-    async def encode(self, source: Source) -> Sequence[Tensors]:
-        """As ``Teacher.encode``."""
         ...
 
     async def run(self, works: Sequence[Work], wanted: Wanted) -> MicrobatchResult:

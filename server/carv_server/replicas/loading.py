@@ -1,0 +1,64 @@
+"""A teacher from its registration, in the number format that its device is good at."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from carv_server.replicas.precision import (
+    is_faster,
+    probe_gradient,
+    reduced_dtype,
+    relative_error,
+)
+from carv_server.replicas.row_limit import is_out_of_memory
+from carv_server.teachers.compiling import Compilable
+from carv_server.teachers.protocol import Teacher
+from carv_server.teachers.registry import TeacherRegistration, load_teacher
+
+__all__ = ["load_in"]
+
+_log = logging.getLogger(__name__)
+
+
+def load_in(registration: TeacherRegistration, device: torch.device, dtype: str) -> Teacher:
+    """In a number format by name, or in what the device is good at; with its error measured."""
+
+    def load(dtype: torch.dtype) -> Teacher:
+        return load_teacher(registration, device=device, dtype=dtype)
+
+    reduced = reduced_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+    exact = load(torch.float32)
+    if reduced in (None, torch.float32) or not isinstance(exact, Compilable):
+        return exact
+    gradient = _try_gradient(exact)
+    if device.type != "cpu":
+        exact = None  # never two networks on a device
+    teacher = load(reduced)
+    if device.type == "cpu" and dtype == "auto" and exact and not is_faster(teacher, exact):
+        _log.info("teacher %s: float32, since %s is no faster", registration.id, _name(reduced))
+        return exact
+    found = None if gradient is None else _try_gradient(teacher)
+    if gradient is not None and found is not None:
+        _log.info(
+            "teacher %s: %s; the gradient of a fixed probe is within %.2g of float32's, relative",
+            registration.id,
+            _name(reduced),
+            relative_error(found, gradient),
+        )
+    return teacher
+
+
+def _try_gradient(teacher: Teacher) -> torch.Tensor | None:
+    try:
+        return probe_gradient(teacher)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _log.warning("reduced precision was not compared with float32: out of memory")
+        return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

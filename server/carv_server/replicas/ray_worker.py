@@ -1,0 +1,153 @@
+"""The actor: the in-process replica in a process of its own. It takes and gives plain types and
+arrays only. Knows nothing of ray."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import traceback
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from carv_server.replicas.inprocess import InProcessReplica
+from carv_server.replicas.loading import load_in
+from carv_server.replicas.protocol import Conditioning
+from carv_server.replicas.tuning import tune_rows
+from carv_server.replicas.wire import WorkPacket, pack_results, unpack_works
+from carv_server.replicas.wire_teacher import (
+    PlainTensors,
+    pack_description,
+    pack_tensors,
+    unpack_source,
+    unpack_tensors,
+)
+from carv_server.teachers.protocol import SourceError
+from carv_server.teachers.registry import TeacherRegistration
+
+__all__ = ["Worker"]
+
+# Conditionings kept; the front sends again what is no longer here.
+_MAX_CONDITIONINGS = 1024
+
+Reply = dict[str, Any]
+
+
+class Worker:
+    """Loads a teacher from its registration and runs its microbatches, one at a time.
+
+    Every method is a coroutine on the actor's own event loop, so that probes are answered while a
+    forward runs in its thread. Replies are dictionaries: ``{"raised": ...}`` where the teacher
+    raised.
+    """
+
+    def __init__(self) -> None:
+        # Arrays in shared memory are read-only, and nothing here writes to them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._replica: InProcessReplica | None = None
+        self._conditionings: OrderedDict[str, Conditioning] = OrderedDict()
+
+    async def ping(self) -> int:
+        """This process's id: proof that it still schedules."""
+        return os.getpid()
+
+    async def load(
+        self,
+        teacher_id: str,
+        folder: str,
+        null_class: int | None,
+        device: str,
+        dtype: str,
+        threads: int,
+        max_rows: int | None,
+        warm_up: bool,
+    ) -> Reply:
+        """Load the teacher and run it once; ``{"description", "device", "pid", "max_rows",
+        "seconds"}``, or ``{"refused"}``: why the folder cannot be served or the device is not
+        there. Without ``max_rows`` they are measured."""
+        started = time.perf_counter()
+        registration = TeacherRegistration(teacher_id, Path(folder), null_class)
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        where = torch.device(name if device == "auto" else device)
+        if where.type == "cuda" and not torch.cuda.is_available():
+            return {"refused": f"device {device}: the worker's torch sees no CUDA device"}
+        torch.set_num_threads(threads)
+        try:
+            run = asyncio.get_running_loop().run_in_executor
+            teacher = await run(self._thread, load_in, registration, where, dtype)
+            if max_rows is None:
+                max_rows = (await run(self._thread, tune_rows, teacher)).rows
+            replica = InProcessReplica(teacher, self._thread, max_rows)
+            if warm_up:
+                await replica.warm_up([1, max_rows])
+        except (ValueError, RuntimeError, OSError) as error:
+            return {"refused": str(error)}
+        self._replica = replica
+        return {
+            "description": pack_description(teacher.description),
+            "device": teacher.device.type,
+            "pid": os.getpid(),
+            "max_rows": max_rows,
+            "seconds": time.perf_counter() - started,
+        }
+
+    async def encode(self, kind: str, content: Any) -> Reply:
+        """``{"rows": [...]}``, or ``{"faults": [(field, message), ...]}`` of the source."""
+        try:
+            rows = await self._loaded().encode(unpack_source(kind, content))
+        except SourceError as error:
+            return {"faults": [(fault.field, str(fault)) for fault in error.all]}
+        except Exception as error:  # noqa: BLE001 - crosses as text, whatever it is
+            return _raised(error)
+        return {"rows": [pack_tensors(row) for row in rows]}
+
+    async def run(
+        self,
+        packet: WorkPacket,
+        conditionings: Mapping[str, PlainTensors],
+        *latents: npt.NDArray[np.float32],
+    ) -> Reply:
+        """``{"result": ...}``, or ``{"missing": [handles]}`` that must be sent along.
+
+        Args:
+            conditionings: those that the sender does not know to be here.
+        """
+        replica = self._loaded()
+        for handle, tensors in conditionings.items():
+            self._conditionings[handle] = Conditioning(handle, unpack_tensors(tensors))
+        missing = [h for h in packet["handles"] if h not in self._conditionings]
+        if missing:
+            return {"missing": missing}
+        works = unpack_works(packet, [torch.from_numpy(x) for x in latents], self._conditioning)
+        self._forget(keep=len(packet["handles"]))
+        try:
+            return {"result": pack_results(await replica.run(works, lambda _: True))}
+        except Exception as error:  # noqa: BLE001 - crosses as text, whatever it is
+            return _raised(error)
+
+    def _loaded(self) -> InProcessReplica:
+        if self._replica is None:
+            raise RuntimeError("this worker has loaded no teacher")
+        return self._replica
+
+    def _conditioning(self, handle: str) -> Conditioning:
+        self._conditionings.move_to_end(handle)
+        return self._conditionings[handle]
+
+    def _forget(self, keep: int) -> None:
+        while len(self._conditionings) > max(keep, _MAX_CONDITIONINGS):
+            self._conditionings.popitem(last=False)
+
+
+def _raised(error: Exception) -> Reply:
+    kinds: Sequence[str] = [kind.__name__ for kind in type(error).__mro__]
+    return {"raised": (kinds, str(error), "".join(traceback.format_exception(error)))}

@@ -1,0 +1,303 @@
+"""Replicas in processes of their own: the same answers, through the loss of any of them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from carv_server.replicas.autoscale import ScalePolicy
+from carv_server.replicas.protocol import ReplicaLost, ReplicaStartError
+from carv_server.replicas.ray_cluster import RayCluster, open_cluster
+from carv_server.replicas.ray_config import RayConfig
+from carv_server.replicas.ray_pool import RayPool
+from carv_server.teachers.analytic import load_analytic
+from carv_server.teachers.protocol import Teacher
+from carv_server.teachers.simulated import DeviceTiming, SimulatedTeacher
+from tests.replicas.pools import CONFIG, Served, pool_of, serving, simulated_folder, until
+from tests.replicas.processes import alive, descendants
+from tests.replicas.wire_works import make
+from tests.server.closed_form import relative_error
+from tests.support.oracle import EVENT_SHAPE, write_oracle_folder
+
+Answer = tuple[np.ndarray, bytes, int]
+
+TOLERANCE = 1e-5
+LARGE = (8, 64, 64)  # 128 KiB a render: by shared memory
+SAME_LAW = SimulatedTeacher(LARGE, DeviceTiming(0.0, 0.0))
+ONE = ScalePolicy(min_replicas=1, max_replicas=1)
+
+
+# Ray leaves some of its daemons to end with their parent.
+pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+
+Scenario = Callable[[Coroutine[Any, Any, None]], None]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    """Its own, for two small workers and a few more."""
+    opened = open_cluster(CONFIG, teachers=1)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Scenario]:
+    """Runs a coroutine on the one event loop of this module."""
+    with asyncio.Runner() as runner:
+        yield runner.run
+
+
+@pytest.fixture(scope="module")
+def pool(
+    cluster: RayCluster, run: Scenario, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RayPool]:
+    """Two replicas of a simulated device; a test leaves it with two."""
+    folder = simulated_folder(tmp_path_factory.mktemp("simulated"), 0.02, 0.002, *LARGE)
+    made: list[RayPool] = []
+
+    async def start() -> None:
+        made.append(pool_of(cluster, folder, CONFIG, 64))
+        await made[0].start()
+
+    run(start())
+    yield made[0]
+    run(made[0].stop())
+
+
+@asynccontextmanager
+async def _started(
+    cluster: RayCluster, folder: Path, config: RayConfig, budget: int
+) -> AsyncIterator[RayPool]:
+    pool = pool_of(cluster, folder, config, budget)
+    await pool.start()
+    try:
+        yield pool
+    finally:
+        await pool.stop()
+
+
+def test_the_same_draws_and_gradients_as_in_process(
+    cluster: RayCluster, pool: RayPool, run: Scenario, tmp_path: Path
+) -> None:
+    """A budget of 24 cuts every request; both replicas and both ways of latents take part."""
+    cases = [(1, 64, 3), (2, 5, 1), (3, 40, 4)]
+
+    async def answers(served: Served, shape: tuple[int, ...]) -> list[Answer]:
+        return await asyncio.gather(
+            *(
+                served.estimate(seed, draws=draws, renders=renders, shape=shape)
+                for seed, draws, renders in cases
+            )
+        )
+
+    async def compare(
+        pool: RayPool, teacher: Teacher, shape: tuple[int, ...], class_id: int | None
+    ) -> None:
+        async with serving(24, teacher=teacher, class_id=class_id) as here:
+            expected = await answers(here, shape)
+        async with serving(24, pool=pool, class_id=class_id) as there:
+            found = await answers(there, shape)
+        assert all(replica.take_busy_seconds() > 0 for replica in pool.warm)
+        gc.collect()
+        assert len(pool._latents) == 0, "shared memory is freed with its request"
+        _check(found, expected)
+
+    async def scenario() -> None:
+        await compare(pool, SAME_LAW, LARGE, None)
+        folder = write_oracle_folder(tmp_path)
+        async with _started(cluster, folder, CONFIG, 24) as mixtures:
+            teacher = load_analytic(folder, torch.device("cpu"))
+            await compare(mixtures, teacher, EVENT_SHAPE, 1)
+
+    run(scenario())
+
+
+def _check(found: Sequence[Answer], expected: Sequence[Answer]) -> None:
+    """Work counted twice, or not at all, would not give this mean of exactly K draws."""
+    for (gradient, draws, spent), (right, same, all_of_them) in zip(found, expected, strict=True):
+        assert draws == same and spent == all_of_them
+        assert relative_error(gradient, right) < TOLERANCE
+
+
+async def _through_a_loss(pool: RayPool, lose: Callable[[int], Awaitable[None]]) -> None:
+    """Under load, lose one of two replicas; every answer is right, and two are warm again."""
+
+    async def load(served: Served, requests: int) -> list[Answer]:
+        calls = [served.estimate(seed, draws=32, shape=LARGE) for seed in range(requests)]
+        return await asyncio.gather(*calls)
+
+    async with serving(8, teacher=SAME_LAW) as here:
+        expected = await load(here, 12)
+    async with serving(8, pool=pool) as there:
+        first, second = pool.warm
+        under_way = asyncio.create_task(load(there, 12))
+        await until(lambda: first._running == 2, "two microbatches on the first replica")
+        await lose(first.pid)
+        _check(await under_way, expected)
+        await until(lambda: len(pool.warm) == 2, "another replica is warm")
+        assert first not in pool.warm and second in pool.warm
+        await until(lambda: not alive(first.pid), "the lost process is gone")
+        (another,) = (replica for replica in pool.warm if replica is not second)
+        _check(await load(there, 4), expected[:4])
+        assert another.take_busy_seconds() > 0, "it works"
+
+
+def test_a_killed_replica_costs_no_request_and_comes_back(pool: RayPool, run: Scenario) -> None:
+    async def kill(pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: len(pool.warm) == 1, "its loss is seen", 5.0)
+
+    run(_through_a_loss(pool, kill))
+
+
+def test_a_frozen_replica_is_found_by_its_probe_ended_and_replaced(
+    pool: RayPool, run: Scenario
+) -> None:
+    async def freeze(pid: int) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        # An interval and a timeout, and a second for a busy machine.
+        seconds = CONFIG.probe_seconds + CONFIG.probe_timeout_seconds + 1.0
+        await until(lambda: len(pool.warm) == 1, "its silence is seen", seconds)
+        assert alive(pid)
+
+    run(_through_a_loss(pool, freeze))
+
+
+def test_a_forward_that_does_not_end_is_a_lost_replica(
+    cluster: RayCluster, run: Scenario, tmp_path: Path
+) -> None:
+    folder = simulated_folder(tmp_path, 60.0, 0.0, *EVENT_SHAPE)
+    config = replace(CONFIG, forward_timeout_seconds=0.5, scale=ONE)
+
+    async def scenario() -> None:
+        async with _started(cluster, folder, config, 8) as pool:
+            (replica,) = pool.warm
+            other = asyncio.create_task(replica.run([make(1)], lambda _: True))
+            with pytest.raises(ReplicaLost, match=r"no answer within 0\.5 s"):
+                await replica.run([make(1)], lambda _: True)
+            with pytest.raises(ReplicaLost):
+                await other
+            with pytest.raises(ReplicaLost):
+                await replica.run([make(1)], lambda _: True)
+            await until(lambda: not alive(replica.pid), "its process has ended")
+
+    run(scenario())
+
+
+def test_replicas_follow_the_queue_between_their_bounds(
+    cluster: RayCluster, run: Scenario, tmp_path: Path
+) -> None:
+    folder = simulated_folder(tmp_path, 0.01, 0.01, *EVENT_SHAPE)
+    policy = ScalePolicy(
+        min_replicas=1,
+        max_replicas=2,
+        up_seconds=0.5,
+        up_after_seconds=1.0,
+        down_after_seconds=1.0,
+        cool_down_seconds=0.5,
+    )
+
+    async def scenario() -> None:
+        async with (
+            _started(cluster, folder, replace(CONFIG, scale=policy), 8) as pool,
+            serving(8, pool=pool) as served,
+        ):
+            first = pool.warm
+            assert len(first) == 1 and pool.target == 1
+            load = [
+                asyncio.create_task(served.estimate(seed, draws=256, shape=EVENT_SHAPE))
+                for seed in range(4)
+            ]
+            await until(lambda: len(pool.warm) == 2, "a second replica for 10 s of work")
+            second = pool.warm[1]
+            assert not all(task.done() for task in load)
+            await asyncio.gather(*load)
+            await until(lambda: pool.target == 1, "one is enough for no work")
+            await until(lambda: not alive(second.pid), "the second has ended")
+            assert pool.warm == first
+
+    run(scenario())
+
+
+def test_a_teacher_that_cannot_be_loaded_is_said_at_the_start(
+    cluster: RayCluster, run: Scenario, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        pool = pool_of(cluster, tmp_path / "nothing", replace(CONFIG, scale=ONE), 8)
+        with pytest.raises(ReplicaStartError, match="nothing"):
+            await pool.start()
+
+    run(scenario())
+
+
+def test_a_replica_that_finds_no_place_is_given_up(
+    cluster: RayCluster, run: Scenario, tmp_path: Path
+) -> None:
+    folder = simulated_folder(tmp_path, 0.0, 0.0, *EVENT_SHAPE)
+    config = replace(CONFIG, gpus_per_replica=3.0, start_seconds=0.5)
+
+    async def scenario() -> None:
+        with pytest.raises(ReplicaStartError, match=r"3 GPUs, of which [0-9.]+ and 0 are free"):
+            await pool_of(cluster, folder, config, 8).start()
+
+    run(scenario())
+
+
+def test_other_weights_than_the_others_hold_are_refused(
+    cluster: RayCluster, pool: RayPool, run: Scenario, tmp_path: Path
+) -> None:
+    """As on a second machine whose copy of the folder differs."""
+    folder = simulated_folder(tmp_path, 0.001, 0.0, *LARGE)
+
+    async def scenario() -> None:
+        stranger = pool_of(cluster, folder, CONFIG, 64)._spawn()
+        with pytest.raises(ReplicaStartError, match="a replica loaded other weights"):
+            await pool._begin(stranger)
+        stranger.kill()
+
+    run(scenario())
+
+
+def test_every_port_of_a_local_cluster_is_on_the_loopback_interface(cluster: RayCluster) -> None:
+    ours = descendants(os.getpid())
+    names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in ours}
+    assert {"raylet", "gcs_server"} <= names
+    sockets = {inode for pid in ours | {os.getpid()} for inode in _sockets(pid)}
+    addresses = [address for inode, address in _listeners() if inode in sockets]
+    assert len(addresses) >= 4
+    # 127.0.0.1 and ::ffff:127.0.0.1 as the kernel writes them.
+    assert set(addresses) <= {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+def _sockets(pid: int) -> list[str]:
+    found: list[str] = []
+    for link in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            target = os.readlink(link)
+        except FileNotFoundError:
+            continue
+        if target.startswith("socket:["):
+            found.append(target[8:-1])
+    return found
+
+
+def _listeners() -> list[tuple[str, str]]:
+    """(inode, local address in hexadecimal) of every TCP socket that listens."""
+    rows = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    return [(row[9], row[1].partition(":")[0]) for row in rows if row[3] == "0A"]

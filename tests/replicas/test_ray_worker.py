@@ -1,0 +1,115 @@
+"""The actor's code, called here: what it answers where it cannot simply compute."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from carv_server.replicas import ray_worker
+from carv_server.replicas.forward import evaluate
+from carv_server.replicas.inprocess import InProcessReplica
+from carv_server.replicas.protocol import Branch
+from carv_server.replicas.ray_worker import Worker
+from carv_server.replicas.wire import pack_works, unpack_results
+from carv_server.replicas.wire_teacher import pack_source, pack_tensors, unpack_description
+from carv_server.teachers.analytic import load_analytic
+from carv_server.teachers.protocol import Classes, Prompts
+from tests.replicas.wire_works import conditioning, make
+from tests.server.teachers import FaultyTeacher
+from tests.support.oracle import write_oracle_folder
+
+
+async def _loaded(folder: Path, device: str = "cpu") -> tuple[Worker, dict[str, Any]]:
+    worker = Worker()
+    reply = await worker.load("mixture", str(folder), None, device, "float32", 1, 64, True)
+    return worker, reply
+
+
+def _sent(*labels: int) -> dict[str, Any]:
+    return {c.handle: pack_tensors(c.tensors) for c in map(conditioning, labels)}
+
+
+def test_conditionings_are_asked_for_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        worker, loaded = await _loaded(write_oracle_folder(tmp_path))
+        teacher = load_analytic(tmp_path, torch.device("cpu"))
+        assert unpack_description(loaded["description"]).digest == teacher.description.digest
+        work = make(1, branches=[Branch([conditioning(0)]), Branch([conditioning(1)])])
+        packed = pack_works([work])
+        arrays = [x.numpy() for x in packed.latents]
+        assert await worker.run(packed.packet, {}, *arrays) == {"missing": ["class-0", "class-1"]}
+        assert await worker.run(packed.packet, _sent(1), *arrays) == {"missing": ["class-0"]}
+        await worker.run(packed.packet, _sent(0), *arrays)
+        reply = await worker.run(packed.packet, {}, *arrays)
+        (found,) = unpack_results(reply["result"]).results
+        (expected,) = evaluate(teacher, [work])
+        assert found is not None and found.reduction is not None and expected.reduction is not None
+        assert found.reduction.moments.keys() == expected.reduction.moments.keys()
+        for key, moments in expected.reduction.moments.items():
+            assert torch.equal(found.reduction.moments[key].mean, moments.mean)
+
+    asyncio.run(scenario())
+
+
+def test_the_least_recently_used_conditioning_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_worker, "_MAX_CONDITIONINGS", 2)
+
+    async def scenario() -> None:
+        worker, _ = await _loaded(write_oracle_folder(tmp_path))
+
+        async def run(label: int, *sent: int) -> dict[str, Any]:
+            packed = pack_works([make(1, branches=[Branch([conditioning(label)])])])
+            return await worker.run(packed.packet, _sent(*sent), packed.latents[0].numpy())
+
+        for label in (0, 1):
+            assert "result" in await run(label, label)
+        assert "result" in await run(0)
+        assert "result" in await run(2, 2)
+        assert "result" in await run(0)
+        assert await run(1) == {"missing": ["class-1"]}
+
+    asyncio.run(scenario())
+
+
+def test_a_forward_that_raises_crosses_as_text(tmp_path: Path) -> None:
+    async def scenario() -> dict[str, Any]:
+        worker, _ = await _loaded(write_oracle_folder(tmp_path))
+        faulty = FaultyTeacher(nan_at=-1, raise_at=500)
+        worker._replica = InProcessReplica(faulty, worker._thread)
+        work = make(1, renders=1, draws=1)
+        work.timesteps[:] = 500
+        packed = pack_works([work])
+        return await worker.run(packed.packet, _sent(0), packed.latents[0].numpy())
+
+    kinds, message, trace = asyncio.run(scenario())["raised"]
+    assert kinds[0] == "MemoryError" and "Exception" in kinds
+    assert message == "out of device memory"
+    assert "predict_noise" in trace
+
+
+def test_a_source_that_does_not_fit_crosses_with_all_its_faults(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        worker, _ = await _loaded(write_oracle_folder(tmp_path))
+        rows = (await worker.encode(*pack_source(Classes((2, 0)))))["rows"]
+        assert [int(row["class_label"][1]) for row in rows] == [2, 0]
+        ((field, message),) = (await worker.encode(*pack_source(Prompts(("x",)))))["faults"]
+        assert field and message
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    _, reply = asyncio.run(_loaded(write_oracle_folder(tmp_path), "cuda"))
+    assert "cuda" in reply["refused"]
+
+
+def test_a_folder_that_cannot_be_served_is_refused(tmp_path: Path) -> None:
+    _, reply = asyncio.run(_loaded(tmp_path / "nothing"))
+    assert str(tmp_path / "nothing") in reply["refused"]

@@ -81,7 +81,7 @@ FORBIDDEN = (
         but=(
             "carv_server.replicas.ray_cluster",
             "carv_server.sampling",  # above
-            "carv_server.bench.peers.scripts",  # programs of their own, in environments of their own
+            "carv_server.bench.peers.scripts",  # programs in environments of their own
         ),
     ),
     Forbidden(

@@ -218,9 +218,9 @@ def test_replicas_follow_the_queue_between_their_bounds(
             assert len(first) == 1 and pool.target == 1
             load = [
                 asyncio.create_task(served.estimate(seed, draws=256, shape=EVENT_SHAPE))
-                for seed in range(4)
+                for seed in range(8)
             ]
-            await until(lambda: len(pool.warm) == 2, "a second replica for 10 s of work")
+            await until(lambda: len(pool.warm) == 2, "a second replica for 20 s of work")
             second = pool.warm[1]
             assert not all(task.done() for task in load)
             await asyncio.gather(*load)

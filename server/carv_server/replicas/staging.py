@@ -48,6 +48,7 @@ class Staged:
         conditionings: the distinct ones.
         shares_noise, shares_latents: whether draws have eps or latents in common; else the i-th
             draw has the i-th.
+        all_noisy: whether every work's latents are z_t, so that no eps is used.
         has_references, has_control: whether any row is at a reference; whether any control
             coefficient is not zero.
         scales, control_coefficients: float32 [n], on the host too.
@@ -63,6 +64,7 @@ class Staged:
     conditionings: Sequence[Conditioning]
     shares_noise: bool
     shares_latents: bool
+    all_noisy: bool
     has_references: bool
     has_control: bool
     scales: Float32Array
@@ -141,6 +143,7 @@ def stage(
         conditionings=conditionings,
         shares_noise=len(arrays["noise_renders"]) < draws,
         shares_latents=len(staged_latents) != draws,
+        all_noisy=bool(noisy.all()),
         has_references=has_references,
         has_control=bool(arrays["control_coefficients"].any()),
         scales=arrays["scales"],

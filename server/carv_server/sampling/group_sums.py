@@ -44,6 +44,11 @@ class DrawLabels:
     def owners(self) -> torch.Tensor:
         return self.renders if self.streams is None else 2 * self.renders + self.streams
 
+    @property
+    def is_lone_draw(self) -> bool:
+        """One draw, which nothing is to be set against."""
+        return self.streams is None and self.groups.tolist() == self.cells.tolist()
+
 
 @dataclass(frozen=True)
 class _Groups:
@@ -83,6 +88,8 @@ def reduce_works(values: torch.Tensor, works: Sequence[DrawLabels]) -> list[Redu
     work's in memory of its own.
     """
     flat = values.flatten(1)
+    if len(flat) == len(works) and all(work.is_lone_draw for work in works):
+        return _lone_draws(flat, works)
     groups = _grouped(works)
     count = len(groups.sizes)
     if count == len(flat) and np.array_equal(groups.of_draw, np.arange(count)):
@@ -126,6 +133,16 @@ def reduce_works(values: torch.Tensor, works: Sequence[DrawLabels]) -> list[Redu
             )
         )
     return reductions
+
+
+def _lone_draws(flat: torch.Tensor, works: Sequence[DrawLabels]) -> list[Reduction]:
+    """What many clients' requests of one draw make of a microbatch."""
+    host = flat.cpu()
+    return [
+        # A view would keep the whole microbatch alive for as long as its work's request.
+        Reduction({(int(work.renders[0]), 1): Moments(1, mean.clone(), 0.0)}, {}, {})
+        for work, mean in zip(works, host.unbind(), strict=True)
+    ]
 
 
 def _grouped(works: Sequence[DrawLabels]) -> _Groups:

@@ -70,6 +70,10 @@ class ObjectiveTables:
         return np.abs(np.where(self.prior > 0, self.weighting, 0.0))
 
     @cached_property
+    def largest_scale(self) -> float:
+        return float(self.scale.max())
+
+    @cached_property
     def residual_digest(self) -> bytes:
         """SHA-256 over the coefficients a_j(t) and d(t)."""
         content = hashlib.sha256(np.ascontiguousarray(self.branch_coefficients).tobytes())

@@ -199,7 +199,9 @@ def _merged(
     gradients = parts[0].gradient[np.newaxis]
     if count > 1:
         gradients = np.stack([part.gradient for part in parts])
-    variance: Float64Array = np.sum([part.variance for part in parts], axis=0) / count**2
+    variance = parts[0].variance
+    if count > 1:
+        variance = np.sum([part.variance for part in parts], axis=0) / count**2
     estimator = _variance_estimator(parts[0].plan, not np.isnan(variance).any())
     if count == 2 and estimator is VarianceEstimator.UNAVAILABLE:
         # The halves have one law and share nothing, so their difference says it.
@@ -273,20 +275,21 @@ def make_work(
 ) -> Work:
     """All draws of a request, cells contiguous. Without an objective: predictions are kept."""
     order = planned_order(plan)
-    t = plan.timesteps.reshape(-1)[order]
+    in_order = order if plan.draws > 1 else slice(None)
+    t = plan.timesteps.reshape(-1)[in_order]
     # Two arrays for all that goes by draw: making a tensor costs as much as filling it.
     integers = np.empty((5, len(order)), dtype=np.int64)
     integers[0] = order // plan.draws
     integers[1] = t
     for row, values in enumerate((plan.noise_indices, plan.groups, plan.cells), 2):
-        integers[row] = values.reshape(-1)[order]
+        integers[row] = values.reshape(-1)[in_order]
     floats = np.empty((4 + len(branches), len(order)), dtype=np.float32)
-    floats[0] = plan.signs.reshape(-1)[order]
-    floats[1] = plan.control_coefficients.reshape(-1)[order]
+    floats[0] = plan.signs.reshape(-1)[in_order]
+    floats[1] = plan.control_coefficients.reshape(-1)[in_order]
     if objective is None:
         floats[2], floats[3], floats[4:] = 1.0, 0.0, 1.0
     else:
-        floats[2] = plan.importance_weights.reshape(-1)[order] * objective.weighting[t]
+        floats[2] = plan.importance_weights.reshape(-1)[in_order] * objective.weighting[t]
         floats[3] = objective.noise_coefficient[t]
         floats[4:] = objective.branch_coefficients[:, t]
     renders, timesteps, noise_indices, groups, cells = torch.from_numpy(integers).unbind()

@@ -164,7 +164,7 @@ def _nothing(staged: Staged, draws: int) -> tuple[torch.Tensor, torch.Tensor]:
     """As ``_integrand``, of a teacher without arithmetic: zeros. Residuals are of unit norm, so
     that histories go on learning as they do from any teacher."""
     values = staged.latents.new_zeros(draws, *staged.latents.shape[1:])
-    return values, torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64).repeat(draws, 1)
+    return values, torch.tensor([[1.0, 0.0, 1.0]] * draws, dtype=torch.float64)
 
 
 def _integrand(

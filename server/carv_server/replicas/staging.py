@@ -95,7 +95,8 @@ def stage(
     arrays: dict[str, npt.NDArray[Any]] = {}
 
     def joined(values: Callable[[Work], torch.Tensor]) -> npt.NDArray[Any]:
-        return torch.cat([values(work) for work in ordered]).numpy()
+        found = [values(work) for work in ordered]
+        return (found[0] if len(found) == 1 else torch.cat(found)).numpy()
 
     t = joined(lambda work: work.timesteps)
     noisy = np.repeat([work.latents_are_noisy for work in ordered], sizes)

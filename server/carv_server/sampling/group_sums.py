@@ -137,11 +137,13 @@ def reduce_works(values: torch.Tensor, works: Sequence[DrawLabels]) -> list[Redu
 
 def _lone_draws(flat: torch.Tensor, works: Sequence[DrawLabels]) -> list[Reduction]:
     """What many clients' requests of one draw make of a microbatch."""
-    host = flat.cpu()
-    return [
+    means = flat.cpu().unbind()
+    if len(means) > 1:
         # A view would keep the whole microbatch alive for as long as its work's request.
-        Reduction({(int(work.renders[0]), 1): Moments(1, mean.clone(), 0.0)}, {}, {})
-        for work, mean in zip(works, host.unbind(), strict=True)
+        means = [mean.clone() for mean in means]
+    return [
+        Reduction({(int(work.renders[0]), 1): Moments(1, mean, 0.0)}, {}, {})
+        for work, mean in zip(works, means, strict=True)
     ]
 
 

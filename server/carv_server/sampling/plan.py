@@ -311,6 +311,8 @@ def explicit_plan(
 
 def effective_sample_size(weights: Float64Array) -> Float64Array:
     """Kish's (sum w)^2 / sum w^2 over the last axis; zero where all weights are zero."""
+    if weights.shape[-1] == 1:
+        return (weights[..., 0] != 0).astype(np.float64)
     squares = (weights * weights).sum(axis=-1)
     totals = weights.sum(axis=-1) ** 2
     return np.divide(totals, squares, out=np.zeros_like(totals), where=squares > 0)

@@ -20,6 +20,7 @@ Float64Array = npt.NDArray[np.float64]
 
 # So many counters cost less one by one than numpy's calls do.
 _FEW = 8
+_BELOW_ONE = 1.0 - 2.0**-53
 
 
 class TimestepSampler(Enum):
@@ -58,7 +59,7 @@ def place_points(
             inner = _permuted(seed, renders, draws, stream, axis=0)
             points = (np.arange(draws) + (inner + xi) / renders) / draws
     # (k + xi) / K can round up to 1 at the top stratum.
-    return np.minimum(points, np.nextafter(1.0, 0.0))
+    return np.minimum(points, _BELOW_ONE)
 
 
 def _permuted(

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from carv_server.history import DrawHistories, history_key
 from carv_server.replicas.protocol import Branch, Work
@@ -161,6 +160,8 @@ async def estimate_gradient(
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """All of them; the first failure cancels the others."""
+    if len(work) == 1:
+        return [await work[0]]
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         return await asyncio.gather(*tasks)
@@ -183,7 +184,7 @@ async def _evaluate(
     result = await scheduler.submit(work, terms)
     assert result.reduction is not None and result.residuals is not None
     gradient, variance = reduce_moments(result.reduction, plan, request.latents.shape)
-    residuals = result.residuals.numpy()
+    residuals = result.residuals
     if plan.draws > 1:
         ordered, residuals = residuals, np.empty_like(residuals)
         residuals[planned_order(plan)] = ordered
@@ -246,8 +247,8 @@ async def predict_noise(request: PredictRequest, scheduler: Scheduler, terms: Te
     )
     result = await scheduler.submit(work, terms)
     assert result.predictions is not None
-    flat = np.empty_like(result.predictions.numpy())
-    flat[planned_order(plan)] = result.predictions.numpy()
+    flat = np.empty_like(result.predictions)
+    flat[planned_order(plan)] = result.predictions
     return Prediction(
         flat.reshape(plan.renders, plan.draws, *request.latents.shape[1:]),
         work.evaluations,
@@ -277,7 +278,7 @@ def make_work(
     order = planned_order(plan)
     in_order = order if plan.draws > 1 else slice(None)
     t = plan.timesteps.reshape(-1)[in_order]
-    # Two arrays for all that goes by draw: making a tensor costs as much as filling it.
+    # Two arrays for all that goes by draw: making one costs as much as filling it.
     integers = np.empty((5, len(order)), dtype=np.int64)
     integers[0] = order // plan.draws
     integers[1] = t
@@ -292,24 +293,21 @@ def make_work(
         floats[2] = plan.importance_weights.reshape(-1)[in_order] * objective.weighting[t]
         floats[3] = objective.noise_coefficient[t]
         floats[4:] = objective.branch_coefficients[:, t]
-    renders, timesteps, noise_indices, groups, cells = torch.from_numpy(integers).unbind()
-    by_draw = torch.from_numpy(floats)
-    signs, control_coefficients, scales, noise_coefficients = by_draw[:4].unbind()
     return Work(
         seed=seed,
-        latents=torch.tensor(latents),
-        reference_latents=None if reference_latents is None else torch.tensor(reference_latents),
+        latents=latents,
+        reference_latents=reference_latents,
         branches=branches,
-        renders=renders,
-        timesteps=timesteps,
-        noise_indices=noise_indices,
-        groups=groups,
-        cells=cells,
-        signs=signs,
-        scales=scales,
-        branch_coefficients=by_draw[4:],
-        noise_coefficients=noise_coefficients,
-        control_coefficients=control_coefficients,
+        renders=integers[0],
+        timesteps=integers[1],
+        noise_indices=integers[2],
+        groups=integers[3],
+        cells=integers[4],
+        signs=floats[0],
+        scales=floats[2],
+        branch_coefficients=floats[4:],
+        noise_coefficients=floats[3],
+        control_coefficients=floats[1],
         latents_are_noisy=noisy,
         keep_predictions=objective is None,
     )

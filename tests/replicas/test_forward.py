@@ -76,15 +76,16 @@ def assert_equal(work: Work, result: WorkResult, plain: PlainResult, tolerance: 
     assert result.failure is None
     if work.keep_predictions:
         assert result.predictions is not None
-        assert relative(result.predictions.flatten(1).numpy(), plain.predictions) < tolerance
+        predictions = result.predictions.reshape(plain.predictions.shape)
+        assert relative(predictions, plain.predictions) < tolerance
         return
     assert result.reduction is not None and result.residuals is not None
     scale = np.sqrt(plain.residuals[:, 0] * plain.residuals[:, 2])
-    wrong = np.abs(result.residuals.numpy() - plain.residuals)
+    wrong = np.abs(result.residuals - plain.residuals)
     assert (wrong[:, 0] < 3 * tolerance * plain.residuals[:, 0]).all()
     assert (wrong[:, 1] < 3 * tolerance * scale).all()
     assert (wrong[:, 2] < 3 * tolerance * plain.residuals[:, 2]).all()
-    renders = work.renders.numpy()
+    renders = work.renders
     for render in np.unique(renders):
         own = plain.values[renders == render]
         found = gradient(result.reduction, int(render), len(own))
@@ -139,7 +140,7 @@ def test_means_do_not_keep_the_microbatch_alive() -> None:
     teacher = oracle_teacher()
     conditionings = conditionings_of(teacher, [Classes((0,))])
     works = [make(teacher, conditionings, seed) for seed in range(16)]
-    size = works[0].latents.numel()
+    size = works[0].latents.size
     for result in evaluate(teacher, works):
         assert result.reduction is not None
         (moments,) = result.reduction.moments.values()
@@ -170,7 +171,7 @@ def test_a_poisoned_draw_is_named_and_fails_alone(value: float, keep: bool) -> N
     works = [make(teacher, conditionings, seed, draws=3, keep=keep) for seed in range(3)]
     works[1].timesteps[2] = 7
     if value == -3e38:
-        works[1] = replace(works[1], branch_coefficients=torch.full((1, 3), 2.0))
+        works[1] = replace(works[1], branch_coefficients=np.full((1, 3), 2.0, dtype=np.float32))
     good, bad, also_good = evaluate(teacher, works)
     if keep and value == -3e38:
         assert bad.failure is None, "a prediction that is finite is no failure"

@@ -25,6 +25,8 @@ from carv_server.teachers.protocol import Teacher
 
 __all__ = ["Forward", "evaluate"]
 
+Float64Array = npt.NDArray[np.float64]
+
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -155,21 +157,21 @@ class Forward:
                 # The first branch's rows are the draws.
                 kept = predictions[slices[i]]
                 failure = _first_failure(work, kept)
-                result = failure or WorkResult(predictions=kept.to("cpu", copy=True))
+                result = failure or WorkResult(predictions=kept.to("cpu", copy=True).numpy())
                 results[i : i + 1] = [result]
         return results
 
 
-def _nothing(staged: Staged, draws: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _nothing(staged: Staged, draws: int) -> tuple[torch.Tensor, Float64Array]:
     """As ``_integrand``, of a teacher without arithmetic: zeros. Residuals are of unit norm, so
     that histories go on learning as they do from any teacher."""
     values = staged.latents.new_zeros(draws, *staged.latents.shape[1:])
-    return values, torch.tensor([[1.0, 0.0, 1.0]] * draws, dtype=torch.float64)
+    return values, np.tile([1.0, 0.0, 1.0], (draws, 1))
 
 
 def _integrand(
     staged: Staged, noise: torch.Tensor, predictions: torch.Tensor, draws: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, Float64Array]:
     """The weighted integrand of the first draws, float32 [draws, *event_shape], and their
     residuals' scalars."""
     v = staged.values
@@ -192,14 +194,14 @@ def _integrand(
 
 
 def _sums(
-    staged: Staged, values: torch.Tensor, scalars: torch.Tensor, slices: Sequence[slice]
+    staged: Staged, values: torch.Tensor, scalars: Float64Array, slices: Sequence[slice]
 ) -> list[WorkResult]:
     """Results of the first works."""
     works = staged.works[: len(slices)]
     labels = [DrawLabels(w.renders, w.groups, w.cells, w.streams) for w in works]
     reductions = reduce_works(values, labels)
     failures: list[WorkResult | None] = [None] * len(works)
-    if not _surely_finite(staged, scalars.numpy()):
+    if not _surely_finite(staged, scalars):
         failures = [_first_failure(w, values[s]) for w, s in zip(works, slices, strict=True)]
     return [
         failure or WorkResult(reduction=reduction, residuals=scalars[rows])
@@ -207,21 +209,21 @@ def _sums(
     ]
 
 
-def _residual_scalars(residual: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """||h||^2, <h, eps> and ||eps||^2 of each draw, float64 [n, 3] on the CPU. Summed pairwise in
+def _residual_scalars(residual: torch.Tensor, noise: torch.Tensor) -> Float64Array:
+    """||h||^2, <h, eps> and ||eps||^2 of each draw, float64 [n, 3]. Summed pairwise in
     float32, which is accurate to 1e-7 of the norms; in float64 where that overflows."""
     h, eps = residual.flatten(1), noise.flatten(1)
 
     def products(h: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         return torch.stack([(h * h).sum(1), (h * eps).sum(1), (eps * eps).sum(1)], dim=1).cpu()
 
-    scalars = products(h, eps).double()
-    if not bool(scalars.isfinite().all()):
-        scalars = products(h.double(), eps.double())
+    scalars = products(h, eps).double().numpy()
+    if not np.isfinite(scalars).all():
+        scalars = products(h.double(), eps.double()).numpy()
     return scalars
 
 
-def _surely_finite(staged: Staged, scalars: npt.NDArray[np.float64]) -> bool:
+def _surely_finite(staged: Staged, scalars: Float64Array) -> bool:
     """Whether norms bound every value scale (h + c eps) away from overflow; false says nothing."""
     draws = len(scalars)
     scales, control = staged.scales[:draws], staged.control_coefficients[:draws]

@@ -3,8 +3,8 @@
 An estimate is unbiased as long as its proposal is fixed before its own draws. Two rules keep
 that so:
 
-- a request is planned on what was recorded before it, and its draws are recorded when it is
-  answered;
+- a request is planned on what was recorded before it, but for a last few draws, and its draws are
+  recorded when it is answered;
 - a seed names its draws, so that a request that repeats a seed repeats draws that are in the
   record by now. It gets the record that the seed's first request was planned on: the same
   request with the same seed then also has the same draws.
@@ -38,6 +38,9 @@ __all__ = ["DrawHistories", "HistoryConfig", "HistoryKey", "history_key"]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
+# Draws are added to what requests are planned on once they are so large a part of it: a proposal
+# changes little by fewer, and making it takes longer than all else that a small request needs.
+_SETTLING_SHARE = 1.0 / 32.0
 _MOST_UNSETTLED = 64
 
 
@@ -85,14 +88,15 @@ def history_key(
 
 @dataclass
 class _Entry:
-    """``unsettled``: draws recorded since ``statistics``; ``latest``: the past that was made
-    last, and of what."""
+    """``unsettled``: recorded since ``statistics``, so many ``unsettled_draws``; ``latest``: the
+    past that was made last, and of what."""
 
     statistics: DrawStatistics
     seeds: OrderedDict[int, DrawStatistics]
     unsettled: list[tuple[Int64Array, Float64Array]] = field(
         default_factory=list[tuple[Int64Array, Float64Array]]
     )
+    unsettled_draws: int = 0
     latest: tuple[DrawStatistics, Past | None] | None = None
 
 
@@ -111,7 +115,7 @@ class DrawHistories:
         """What a request with this seed may be planned on; None where there is no past."""
         entry = self._entry(key)
         if seed not in entry.seeds:
-            entry.seeds[seed] = self._settled(entry)
+            entry.seeds[seed] = entry.statistics
             if len(entry.seeds) > self._config.remembered_seeds:
                 entry.seeds.popitem(last=False)
         entry.seeds.move_to_end(seed)
@@ -137,9 +141,12 @@ class DrawHistories:
         entry = self._entry(key)
         if seed is not None and seed not in entry.seeds:
             return
-        # Answers come by the microbatch: those of one are added together, when next asked for.
         entry.unsettled.append((timesteps, residuals))
-        if len(entry.unsettled) >= _MOST_UNSETTLED:
+        entry.unsettled_draws += len(timesteps)
+        if (
+            entry.unsettled_draws >= _SETTLING_SHARE * entry.statistics.draws
+            or len(entry.unsettled) >= _MOST_UNSETTLED
+        ):
             self._settled(entry)
 
     def _settled(self, entry: _Entry) -> DrawStatistics:
@@ -149,6 +156,7 @@ class DrawHistories:
                 entry.statistics, self._schedule, entry.unsettled, self._config.memory_draws
             )
             entry.unsettled.clear()
+            entry.unsettled_draws = 0
         return entry.statistics
 
     def _past(self, entry: _Entry, statistics: DrawStatistics) -> Past | None:

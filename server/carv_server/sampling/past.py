@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +51,11 @@ class DrawStatistics:
     """
 
     sums: Float64Array
+
+    @cached_property
+    def draws(self) -> float:
+        """Discounted number of all draws."""
+        return float(self.sums[0].sum())
 
 
 @dataclass(frozen=True, eq=False)

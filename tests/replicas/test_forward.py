@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from carv_server.replicas import forward
 from carv_server.replicas.conditioning_cache import ConditioningCache
 from carv_server.replicas.forward import Forward, evaluate
 from carv_server.replicas.protocol import Conditioning, Work, WorkResult
@@ -238,3 +239,30 @@ def test_the_cache_keeps_what_was_used_last_within_its_bound() -> None:
     assert copies == ["a", "b", "c"], "a was used after b, so b went"
     cache.table([b])
     assert copies == ["a", "b", "c", "b"]
+
+
+def test_without_arithmetic_every_work_has_zeros_and_a_residual_of_unit_norm() -> None:
+    teacher = SimulatedTeacher((4, 8, 8), DeviceTiming(0.0, 0.0), arithmetic=False)
+    conditionings = conditionings_of(teacher, [Unconditional()])
+    for work, result in zip(
+        works := mixed(teacher, conditionings), evaluate(teacher, works), strict=True
+    ):
+        if work.keep_predictions:
+            assert result.predictions is not None and not result.predictions.any()
+            assert len(result.predictions) == len(work.renders)
+            continue
+        assert result.reduction is not None and result.residuals is not None
+        assert not any(moments.mean.any() for moments in result.reduction.moments.values())
+        np.testing.assert_array_equal(result.residuals, [[1.0, 0.0, 1.0]] * len(work.renders))
+
+
+def test_no_noise_is_made_for_latents_that_are_z_t(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = oracle_teacher()
+    conditionings = conditionings_of(teacher, [Classes((0, 1))])
+    works = [make(teacher, conditionings, seed, noisy=True, keep=True) for seed in (1, 2)]
+    expected = [plain_forward(teacher, work) for work in works]
+    monkeypatch.setattr(forward, "draw_noise", None)
+    for result, plain in zip(evaluate(teacher, works), expected, strict=True):
+        assert result.predictions is not None
+        predictions = result.predictions.reshape(plain.predictions.shape)
+        np.testing.assert_allclose(predictions, plain.predictions, rtol=1e-5, atol=1e-6)

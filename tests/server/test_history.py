@@ -69,6 +69,22 @@ def test_batches_recorded_together_count_as_one_after_the_other() -> None:
     np.testing.assert_allclose(together.sums, one_by_one.sums, rtol=1e-12)
 
 
+def test_draws_count_once_they_are_a_32nd_of_what_is_known_and_look_shows_all() -> None:
+    table = histories(memory_draws=1e9)
+    table.recall(KEY, 0)
+    table.record(KEY, 0, *residuals(3.0, 3200))
+    planned = table.recall(KEY, 1)
+    assert planned is not None and planned.draws == pytest.approx(3200)
+    table.record(KEY, 1, *residuals(3.0, 99))
+    assert table.recall(KEY, 2) is planned
+    table.record(KEY, 2, *residuals(3.0, 1))
+    after = table.recall(KEY, 3)
+    assert after is not None and after.draws == pytest.approx(3300)
+    table.record(KEY, 3, *residuals(3.0, 2))
+    seen = table.look(KEY)
+    assert seen is not None and seen.draws == pytest.approx(3302)
+
+
 def test_a_request_is_planned_on_the_past_before_it() -> None:
     table = histories()
     assert table.recall(KEY, seed=1) is None

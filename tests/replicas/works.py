@@ -58,7 +58,7 @@ def make(
         groups=group,
         cells=group // 2 if paired else group.copy(),
         signs=np.where(paired & (index % 2 == 1), -1.0, 1.0).astype(np.float32),
-        scales=1.0 + np.abs(normal(n)),
+        scales=np.abs(normal(n)) + np.float32(1.0),
         branch_coefficients=normal(branches, n),
         noise_coefficients=np.full(n, -1.0, dtype=np.float32),
         control_coefficients=normal(n) if control else np.zeros(n, dtype=np.float32),

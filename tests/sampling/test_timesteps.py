@@ -86,8 +86,9 @@ PUBLISHED = np.array(
 @pytest.mark.parametrize("seed", [0, 42, 2**64 - 1])
 def test_one_counter_by_integers_is_the_reference(seed: int) -> None:
     counters = np.random.default_rng(seed % 97).integers(0, 2**32, size=(20, 4))
-    for counter in counters.tolist():
-        assert list(one_philox4x32(*counter, seed)) == philox4x32(counter, seed).tolist()
+    for c0, c1, c2, c3 in counters.tolist():
+        found = one_philox4x32(c0, c1, c2, c3, seed)
+        assert list(found) == philox4x32([c0, c1, c2, c3], seed).tolist()
 
 
 @pytest.mark.parametrize("sampler", list(TimestepSampler))

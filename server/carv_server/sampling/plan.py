@@ -286,7 +286,9 @@ def _layout(sampler: TimestepSampler, coupling: NoiseCoupling, renders: int, dra
     else:
         cell = group
     shape = (renders, draws)
-    return _Layout(*(np.broadcast_to(values, shape) for values in (group, cell, sign)))
+    return _Layout(
+        np.broadcast_to(group, shape), np.broadcast_to(cell, shape), np.broadcast_to(sign, shape)
+    )
 
 
 def explicit_plan(

@@ -10,14 +10,11 @@ from google.protobuf.message import DecodeError, Message
 
 from carv.errors import Reason
 from carv_server.errors import RequestError
+from carv_server.request import SMALL_BYTES
 
-__all__ = ["SMALL_BYTES", "MessageParser"]
+__all__ = ["MessageParser"]
 
 M = TypeVar("M", bound=Message)
-
-SMALL_BYTES = 2 << 20
-"""Requests up to here are parsed and checked on the event loop, which takes half a millisecond at
-most; going to another thread and back costs a tenth of one whatever the size."""
 
 
 class MessageParser:

@@ -28,11 +28,10 @@ from carv_server.errors import RequestError, invalid
 from carv_server.estimate import estimate_gradient, predict_noise
 from carv_server.history import DrawHistories
 from carv_server.latents import LatentStore, latents_handle
-from carv_server.messages import SMALL_BYTES
 from carv_server.profile import profile_teacher
 from carv_server.refine.call import refine_gradient
 from carv_server.replicas.protocol import Conditioning, Replica
-from carv_server.request import DrawSpec, RequestLimits
+from carv_server.request import SMALL_BYTES, DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
 from carv_server.scheduling.terms import Terms
 from carv_server.teachers.protocol import Source, SourceError

@@ -165,14 +165,14 @@ async def crossing(folder: Path, calls: int) -> dict[str, tuple[float, float]]:
 def microbatch(requests: int, seed: int) -> list[Work]:
     """As many requests, of one render, as share a full microbatch."""
     branches = [Branch([Conditioning("none", {"none": torch.tensor(0)})])]
-    random = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
     return [
         make(
             seed,
             renders=1,
             draws=BUDGET // requests,
             branches=branches,
-            latents=torch.randn(1, *LATENTS, generator=random),
+            latents=rng.standard_normal((1, *LATENTS)).astype(np.float32),
         )
         for _ in range(requests)
     ]

@@ -15,7 +15,14 @@ import numpy.typing as npt
 
 from carv.v1 import tensor_pb2 as pb
 
-__all__ = ["FLOAT_DTYPES", "TensorError", "decode_tensor", "dtype_name", "encode_tensor"]
+__all__ = [
+    "FLOAT_DTYPES",
+    "TensorError",
+    "decode_tensor",
+    "dtype_name",
+    "encode_tensor",
+    "write_tensor",
+]
 
 Array = npt.NDArray[Any]
 
@@ -62,6 +69,19 @@ def dtype_name(dtype: int) -> str:
 def encode_tensor(array: npt.ArrayLike, dtype: str | None = None) -> pb.Tensor:
     """Encode an array of any shape.
 
+    Args as ``write_tensor``.
+
+    Raises:
+        TensorError: the dtype cannot be sent.
+    """
+    message = pb.Tensor()
+    write_tensor(message, array, dtype)
+    return message
+
+
+def write_tensor(message: pb.Tensor, array: npt.ArrayLike, dtype: str | None = None) -> None:
+    """Encode into an empty message, such as a field of a larger one, which spares a copy.
+
     Args:
         array: float16, float32, float64 (sent as float32) or an integer type (sent as int64).
         dtype: "float32", "float16", "bfloat16" or "int64" to send as; by default the array's own.
@@ -83,7 +103,9 @@ def encode_tensor(array: npt.ArrayLike, dtype: str | None = None) -> pb.Tensor:
         raise TensorError("dtype", f"unknown dtype {dtype!r}; known: {', '.join(_BY_NAME)}")
     wire = _BY_NAME[dtype]
     data = _to_bfloat16(values) if dtype == "bfloat16" else values.astype(_NUMPY[wire], copy=False)
-    return pb.Tensor(dtype=wire, shape=list(values.shape), data=data.tobytes(order="C"))
+    message.dtype = wire
+    message.shape.extend(values.shape)
+    message.data = data.tobytes(order="C")
 
 
 def decode_tensor(message: pb.Tensor) -> Array:
@@ -99,17 +121,18 @@ def decode_tensor(message: pb.Tensor) -> Array:
             "dtype", f"dtype is {dtype_name(message.dtype)}; known: {', '.join(_BY_NAME)}"
         )
     count = _element_count(message.shape)
-    if len(message.data) != count * item:
+    data = message.data  # a copy each time that it is asked for
+    if len(data) != count * item:
         raise TensorError(
             "data",
-            f"{len(message.data)} bytes, but shape {list(message.shape)} of "
+            f"{len(data)} bytes, but shape {list(message.shape)} of "
             f"{dtype_name(message.dtype)} takes {count * item}",
         )
     if message.dtype == pb.D_TYPE_BFLOAT16:
-        halves = np.frombuffer(message.data, dtype="<u2").astype(np.uint32)
+        halves = np.frombuffer(data, dtype="<u2").astype(np.uint32)
         values = (halves << np.uint32(16)).view(np.float32)
     else:
-        values = np.frombuffer(message.data, dtype=_NUMPY[message.dtype])
+        values = np.frombuffer(data, dtype=_NUMPY[message.dtype])
     return values.reshape(tuple(message.shape))
 
 

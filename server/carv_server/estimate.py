@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from carv_server.history import DrawHistories, history_key
 from carv_server.replicas.protocol import Branch, Work
@@ -161,6 +160,8 @@ async def estimate_gradient(
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """All of them; the first failure cancels the others."""
+    if len(work) == 1:
+        return [await work[0]]
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         return await asyncio.gather(*tasks)
@@ -183,8 +184,10 @@ async def _evaluate(
     result = await scheduler.submit(work, terms)
     assert result.reduction is not None and result.residuals is not None
     gradient, variance = reduce_moments(result.reduction, plan, request.latents.shape)
-    residuals = np.empty((plan.timesteps.size, 3))
-    residuals[planned_order(plan)] = result.residuals.numpy()
+    residuals = result.residuals
+    if plan.draws > 1:
+        ordered, residuals = residuals, np.empty_like(residuals)
+        residuals[planned_order(plan)] = ordered
     shape = (plan.renders, plan.draws, 3)
     return _Part(plan, gradient, variance, residuals.reshape(shape), work.evaluations, result)
 
@@ -194,8 +197,12 @@ def _merged(
 ) -> Estimate:
     """The mean of independent parts of equal K, and all their draws."""
     count = len(parts)
-    gradients = np.stack([part.gradient for part in parts])
-    variance: Float64Array = np.sum([part.variance for part in parts], axis=0) / count**2
+    gradients = parts[0].gradient[np.newaxis]
+    if count > 1:
+        gradients = np.stack([part.gradient for part in parts])
+    variance = parts[0].variance
+    if count > 1:
+        variance = np.sum([part.variance for part in parts], axis=0) / count**2
     estimator = _variance_estimator(parts[0].plan, not np.isnan(variance).any())
     if count == 2 and estimator is VarianceEstimator.UNAVAILABLE:
         # The halves have one law and share nothing, so their difference says it.
@@ -204,6 +211,8 @@ def _merged(
         estimator = VarianceEstimator.UNBIASED
 
     def joined(values: Callable[[_Part], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        if count == 1:
+            return values(parts[0])
         return np.concatenate([values(part) for part in parts], axis=1)
 
     timesteps = joined(lambda part: part.plan.timesteps)
@@ -238,8 +247,8 @@ async def predict_noise(request: PredictRequest, scheduler: Scheduler, terms: Te
     )
     result = await scheduler.submit(work, terms)
     assert result.predictions is not None
-    flat = np.empty_like(result.predictions.numpy())
-    flat[planned_order(plan)] = result.predictions.numpy()
+    flat = np.empty_like(result.predictions)
+    flat[planned_order(plan)] = result.predictions
     return Prediction(
         flat.reshape(plan.renders, plan.draws, *request.latents.shape[1:]),
         work.evaluations,
@@ -250,6 +259,8 @@ async def predict_noise(request: PredictRequest, scheduler: Scheduler, terms: Te
 
 def planned_order(plan: DrawPlan) -> npt.NDArray[np.int64]:
     """Flat draw indices, renders in order and the draws of a cell next to each other."""
+    if plan.draws == 1:
+        return np.arange(plan.renders)
     renders = np.repeat(np.arange(plan.renders), plan.draws)
     return np.lexsort((plan.groups.reshape(-1), plan.cells.reshape(-1), renders))
 
@@ -265,43 +276,53 @@ def make_work(
 ) -> Work:
     """All draws of a request, cells contiguous. Without an objective: predictions are kept."""
     order = planned_order(plan)
-    t = plan.timesteps.reshape(-1)[order]
-    draws = len(order)
+    in_order = order if plan.draws > 1 else slice(None)
+    t = plan.timesteps.reshape(-1)[in_order]
+    # Two arrays for all that goes by draw: making one costs as much as filling it.
+    integers = np.empty((5, len(order)), dtype=np.int64)
+    integers[0] = order // plan.draws
+    integers[1] = t
+    for row, values in enumerate((plan.noise_indices, plan.groups, plan.cells), 2):
+        integers[row] = values.reshape(-1)[in_order]
+    floats = np.empty((4 + len(branches), len(order)), dtype=np.float32)
+    floats[0] = plan.signs.reshape(-1)[in_order]
+    floats[1] = plan.control_coefficients.reshape(-1)[in_order]
     if objective is None:
-        scales, branch_coefficients = np.ones(draws), np.ones((1, draws))
-        noise_coefficients = np.zeros(draws)
+        floats[2], floats[3], floats[4:] = 1.0, 0.0, 1.0
     else:
-        scales = plan.importance_weights.reshape(-1)[order] * objective.weighting[t]
-        branch_coefficients = objective.branch_coefficients[:, t]
-        noise_coefficients = objective.noise_coefficient[t]
+        floats[2] = plan.importance_weights.reshape(-1)[in_order] * objective.weighting[t]
+        floats[3] = objective.noise_coefficient[t]
+        floats[4:] = objective.branch_coefficients[:, t]
     return Work(
         seed=seed,
-        latents=torch.tensor(latents),
-        reference_latents=None if reference_latents is None else torch.tensor(reference_latents),
+        latents=latents,
+        reference_latents=reference_latents,
         branches=branches,
-        renders=torch.from_numpy(order // plan.draws),
-        timesteps=torch.from_numpy(t),
-        noise_indices=torch.from_numpy(plan.noise_indices.reshape(-1)[order]),
-        groups=torch.from_numpy(plan.groups.reshape(-1)[order]),
-        cells=torch.from_numpy(plan.cells.reshape(-1)[order]),
-        signs=_float32(plan.signs.reshape(-1)[order]),
-        scales=_float32(scales),
-        branch_coefficients=_float32(branch_coefficients),
-        noise_coefficients=_float32(noise_coefficients),
-        control_coefficients=_float32(plan.control_coefficients.reshape(-1)[order]),
+        renders=integers[0],
+        timesteps=integers[1],
+        noise_indices=integers[2],
+        groups=integers[3],
+        cells=integers[4],
+        signs=floats[0],
+        scales=floats[2],
+        branch_coefficients=floats[4:],
+        noise_coefficients=floats[3],
+        control_coefficients=floats[1],
         latents_are_noisy=noisy,
         keep_predictions=objective is None,
     )
-
-
-def _float32(values: Float64Array) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.float32))
 
 
 def reduce_moments(
     reduction: Reduction, plan: DrawPlan, shape: tuple[int, ...]
 ) -> tuple[Float32Array, Float64Array]:
     """Gradient float32 [R, *event_shape] and variance float64 [R]."""
+    if plan.draws == 1:
+        # A render's gradient is its draw, in float32 as it is: nothing to add up.
+        means = {render: m.mean.numpy() for (render, _), m in reduction.moments.items()}
+        rows = [means[render] for render in range(plan.renders)]
+        gradient = rows[0] if len(rows) == 1 else np.stack(rows)
+        return gradient.astype(np.float32, copy=False).reshape(shape), np.full(len(rows), math.nan)
     gradient = np.empty((plan.renders, math.prod(shape[1:])), dtype=np.float32)
     variance = np.empty(plan.renders)
     by_render: list[dict[int, Moments]] = [{} for _ in range(plan.renders)]

@@ -140,7 +140,7 @@ class Front:
         started = time.perf_counter()
         self._admission.check(len(data))
         deadline = self._deadline(context)
-        call = Call(started, deadline, context.peer())
+        call = Call(started, deadline, context.peer(), size=len(data))
         return await self._parser.parse(data, message), call
 
     def _deadline(self, context: Context) -> float | None:

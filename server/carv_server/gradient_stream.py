@@ -102,31 +102,31 @@ class GradientStream:
                 await self._cancel(message.id)
                 continue
             try:
-                call = self._admit(message, started)
+                call = self._admit(message, len(data), started)
             except RequestError as error:
                 await self._write(pb.StreamGradientsResponse(id=message.id, error=status_of(error)))
                 continue
-            task = asyncio.create_task(self._answer(message, len(data), call))
+            task = asyncio.create_task(self._answer(message, call))
             self._in_flight[message.id] = task
             self._unfinished.add(task)
             task.add_done_callback(self._finished)
             while len(self._unfinished) >= 2 * self._most:  # the client reads no answers
                 await asyncio.wait(self._unfinished, return_when=asyncio.FIRST_COMPLETED)
 
-    def _admit(self, message: pb.StreamGradientsRequest, started: float) -> Call:
+    def _admit(self, message: pb.StreamGradientsRequest, size: int, started: float) -> Call:
         timeout = check_stream_request(message, message.id in self._in_flight)
         self._admission.check_in_flight(len(self._in_flight), self._most)
         deadline = self._deadline
         if timeout is not None:
             own = self._clock() + timeout
             deadline = own if deadline is None else min(own, deadline)
-        return Call(started, deadline, self._caller)
+        return Call(started, deadline, self._caller, size=size)
 
-    async def _answer(self, message: pb.StreamGradientsRequest, size: int, call: Call) -> None:
+    async def _answer(self, message: pb.StreamGradientsRequest, call: Call) -> None:
         answer: dict[str, Any]
-        with self._admission.counted(size):
+        with self._admission.counted(call.size):
             try:
-                self._admission.check(size)
+                self._admission.check(call.size)
                 answer = {"estimate": await self._in_time(message.estimate, call)}
             except Exception as error:  # noqa: BLE001 - to the log, and INTERNAL to the client
                 answer = {"error": status_of(as_request_error(error, "StreamGradients"))}

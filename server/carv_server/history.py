@@ -3,8 +3,8 @@
 An estimate is unbiased as long as its proposal is fixed before its own draws. Two rules keep
 that so:
 
-- a request is planned on what was recorded before it, and its draws are recorded when it is
-  answered;
+- a request is planned on what was recorded before it, but for a last few draws, and its draws are
+  recorded when it is answered;
 - a seed names its draws, so that a request that repeats a seed repeats draws that are in the
   record by now. It gets the record that the seed's first request was planned on: the same
   request with the same seed then also has the same draws.
@@ -16,10 +16,9 @@ remembered when they are answered are not recorded. Every front keeps histories 
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +29,7 @@ from carv_server.sampling.past import (
     Past,
     empty_statistics,
     past_on_grid,
-    record_draws,
+    record_batches,
 )
 from carv_server.sampling.schedule import Schedule
 
@@ -38,6 +37,11 @@ __all__ = ["DrawHistories", "HistoryConfig", "HistoryKey", "history_key"]
 
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
+
+# Draws are added to what requests are planned on once they are so large a part of it: a proposal
+# changes little by fewer, and making it takes longer than all else that a small request needs.
+_SETTLING_SHARE = 1.0 / 32.0
+_MOST_UNSETTLED = 64
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,9 @@ class HistoryKey:
     """Whose past: a tenant's, for one residual h, under the client's label.
 
     Attributes:
-        residual: SHA-256 over the coefficients a_j(t) and d(t). Weighting and prior are not part
-            of h; conditionings are left out, since a run changes them with every view.
+        residual: digest of the coefficients a_j(t) and d(t), and which branches are at the
+            reference. Weighting and prior are not part of h; conditionings are left out, since a
+            run changes them with every view.
     """
 
     tenant: str
@@ -78,16 +83,21 @@ def history_key(
     Args:
         use_reference: for each branch, whether it is evaluated at the reference latents.
     """
-    content = hashlib.sha256(np.ascontiguousarray(objective.branch_coefficients).tobytes())
-    content.update(objective.noise_coefficient.tobytes())
-    content.update(bytes(use_reference))
-    return HistoryKey(tenant, content.digest(), label)
+    return HistoryKey(tenant, objective.residual_digest + bytes(use_reference), label)
 
 
 @dataclass
 class _Entry:
+    """``unsettled``: recorded since ``statistics``, so many ``unsettled_draws``; ``latest``: the
+    past that was made last, and of what."""
+
     statistics: DrawStatistics
     seeds: OrderedDict[int, DrawStatistics]
+    unsettled: list[tuple[Int64Array, Float64Array]] = field(
+        default_factory=list[tuple[Int64Array, Float64Array]]
+    )
+    unsettled_draws: int = 0
+    latest: tuple[DrawStatistics, Past | None] | None = None
 
 
 class DrawHistories:
@@ -109,12 +119,12 @@ class DrawHistories:
             if len(entry.seeds) > self._config.remembered_seeds:
                 entry.seeds.popitem(last=False)
         entry.seeds.move_to_end(seed)
-        return past_on_grid(entry.seeds[seed], self._schedule)
+        return self._past(entry, entry.seeds[seed])
 
     def look(self, key: HistoryKey) -> Past | None:
         """The past as of now, to be reported; ``recall`` is what draws are planned on."""
         entry = self._entries.get(key)
-        return None if entry is None else past_on_grid(entry.statistics, self._schedule)
+        return None if entry is None else self._past(entry, self._settled(entry))
 
     def record(
         self, key: HistoryKey, seed: int | None, timesteps: Int64Array, residuals: Float64Array
@@ -131,9 +141,28 @@ class DrawHistories:
         entry = self._entry(key)
         if seed is not None and seed not in entry.seeds:
             return
-        entry.statistics = record_draws(
-            entry.statistics, self._schedule, timesteps, residuals, self._config.memory_draws
-        )
+        entry.unsettled.append((timesteps, residuals))
+        entry.unsettled_draws += len(timesteps)
+        if (
+            entry.unsettled_draws >= _SETTLING_SHARE * entry.statistics.draws
+            or len(entry.unsettled) >= _MOST_UNSETTLED
+        ):
+            self._settled(entry)
+
+    def _settled(self, entry: _Entry) -> DrawStatistics:
+        """The statistics of all that was recorded."""
+        if entry.unsettled:
+            entry.statistics = record_batches(
+                entry.statistics, self._schedule, entry.unsettled, self._config.memory_draws
+            )
+            entry.unsettled.clear()
+            entry.unsettled_draws = 0
+        return entry.statistics
+
+    def _past(self, entry: _Entry, statistics: DrawStatistics) -> Past | None:
+        if entry.latest is None or entry.latest[0] is not statistics:
+            entry.latest = (statistics, past_on_grid(statistics, self._schedule))
+        return entry.latest[1]
 
     def _entry(self, key: HistoryKey) -> _Entry:
         entry = self._entries.get(key)

@@ -10,12 +10,11 @@ from google.protobuf.message import DecodeError, Message
 
 from carv.errors import Reason
 from carv_server.errors import RequestError
+from carv_server.request import SMALL_BYTES
 
 __all__ = ["MessageParser"]
 
 M = TypeVar("M", bound=Message)
-
-_PARSE_ASIDE_BYTES = 64 * 1024
 
 
 class MessageParser:
@@ -27,7 +26,7 @@ class MessageParser:
     async def parse(self, data: bytes, message: type[M]) -> M:
         """Raises RequestError MALFORMED_MESSAGE."""
         try:
-            if len(data) < _PARSE_ASIDE_BYTES:
+            if len(data) < SMALL_BYTES:
                 return message.FromString(data)
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._workers, message.FromString, data)

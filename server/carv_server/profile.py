@@ -171,7 +171,7 @@ async def _measure(
     )
     result = await scheduler.submit_patiently(work, terms, under_way)
     assert result.residuals is not None
-    residuals = result.residuals.numpy()
+    residuals = result.residuals
     return _Measured(plan, _bin_draws(plan, result, residuals), residuals, work.evaluations)
 
 

@@ -13,6 +13,7 @@ from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.plan import DrawPlan, Sampling
 
 __all__ = [
+    "SMALL_BYTES",
     "DrawSpec",
     "EstimateRequest",
     "PredictRequest",
@@ -22,6 +23,10 @@ __all__ = [
 ]
 
 Float32Array = npt.NDArray[np.float32]
+
+SMALL_BYTES = 2 << 20
+"""Requests up to here are parsed and checked on the event loop, which takes about a millisecond;
+going to another thread and back costs a tenth of one whatever the size."""
 
 
 @dataclass(frozen=True)

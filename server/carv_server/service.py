@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from carv.errors import FieldViolation, Reason
-from carv.tensors import encode_tensor
+from carv.tensors import encode_tensor, write_tensor
 from carv.v1 import conditioning_pb2, latents_pb2, teacher_pb2
 from carv.v1 import teacher_service_pb2 as pb
 from carv_server.conditioning import ConditioningStore, blend_handle, source_handles
@@ -31,11 +31,12 @@ from carv_server.latents import LatentStore, latents_handle
 from carv_server.profile import profile_teacher
 from carv_server.refine.call import refine_gradient
 from carv_server.replicas.protocol import Conditioning, Encoder
-from carv_server.request import DrawSpec, RequestLimits
+from carv_server.request import SMALL_BYTES, DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
 from carv_server.scheduling.terms import Terms
 from carv_server.teachers.protocol import Source, SourceError
 from carv_server.validation.latents import check_create_latents
+from carv_server.validation.objective import ObjectiveCache
 from carv_server.validation.profile import check_profile
 from carv_server.validation.refine import check_refine
 from carv_server.validation.requests import check_estimate, check_predict
@@ -68,12 +69,14 @@ class Call:
         deadline: on the scheduler's clock; None where the client set none.
         caller: the connection that it came by.
         tenant: whose it is.
+        size: of the request, in bytes.
     """
 
     started: float
     deadline: float | None
     caller: str = ""
     tenant: str = ""
+    size: int = 0
 
     def terms(self, priority: int) -> Terms:
         return Terms(self.deadline, self.tenant, priority, self.caller)
@@ -82,8 +85,8 @@ class Call:
 class TeacherService:
     """The RPCs over messages; transport and status codes are the front's.
 
-    Every handler raises RequestError. Checks, which read every latent, run on ``workers``, so that
-    the event loop keeps answering.
+    Every handler raises RequestError. Checks, which read every latent, run on ``workers`` where
+    these are many, so that the event loop keeps answering.
 
     Args:
         teachers: by id, in the order of registration; the first is the default.
@@ -105,6 +108,7 @@ class TeacherService:
         self._max_message_bytes = max_message_bytes
         self._new_seed = new_seed
         self._workers = workers
+        self._contexts = {name: self._context(teacher) for name, teacher in teachers.items()}
 
     async def list_teachers(
         self, request: pb.ListTeachersRequest, call: Call
@@ -162,13 +166,13 @@ class TeacherService:
         self, request: pb.EstimateGradientRequest, call: Call
     ) -> pb.EstimateGradientResponse:
         teacher = self._teacher(request.teacher)
-        checked = await self._aside(lambda: check_estimate(request, self._context(teacher)))
+        context = self._contexts[teacher.id]
+        checked = await self._checked(call, lambda: check_estimate(request, context))
         estimate = await estimate_gradient(
             checked, teacher.scheduler, teacher.histories, call.terms(request.priority)
         )
         spec, sampling, halves = checked.draws, estimate.sampling, estimate.half_estimates
-        return pb.EstimateGradientResponse(
-            gradient=encode_tensor(estimate.gradient),
+        reply = pb.EstimateGradientResponse(
             diagnostics=encode_diagnostics(estimate),
             teacher_digest=teacher.replicas[0].description.digest,
             seed=checked.seed,
@@ -181,12 +185,14 @@ class TeacherService:
             draw_table=encode_draws(estimate) if checked.return_draws else None,
             half_estimates=None if halves is None else encode_tensor(halves),
         )
+        write_tensor(reply.gradient, estimate.gradient)
+        return reply
 
     async def refine_gradient(
         self, request: pb.RefineGradientRequest, call: Call
     ) -> AsyncGenerator[pb.RefineGradientResponse]:
         teacher = self._teacher(request.teacher)
-        checked = await self._aside(lambda: check_refine(request, self._context(teacher)))
+        checked = await self._aside(lambda: check_refine(request, self._contexts[teacher.id]))
         refinement = refine_gradient(
             checked,
             teacher.scheduler,
@@ -208,7 +214,8 @@ class TeacherService:
         self, request: pb.PredictNoiseRequest, call: Call
     ) -> pb.PredictNoiseResponse:
         teacher = self._teacher(request.teacher)
-        checked = await self._aside(lambda: check_predict(request, self._context(teacher)))
+        context = self._contexts[teacher.id]
+        checked = await self._checked(call, lambda: check_predict(request, context))
         prediction = await predict_noise(checked, teacher.scheduler, call.terms(request.priority))
         return pb.PredictNoiseResponse(
             noise_prediction=encode_tensor(prediction.noise),
@@ -223,7 +230,7 @@ class TeacherService:
         self, request: pb.ProfileTeacherRequest, call: Call
     ) -> AsyncGenerator[pb.ProfileTeacherResponse]:
         teacher = self._teacher(request.teacher)
-        checked = await self._aside(lambda: check_profile(request, self._context(teacher)))
+        checked = await self._aside(lambda: check_profile(request, self._contexts[teacher.id]))
         description = teacher.replicas[0].description
         measuring = profile_teacher(
             checked,
@@ -277,6 +284,7 @@ class TeacherService:
             self._max_message_bytes,
             self._resolver(teacher),
             teacher.latents.get,
+            ObjectiveCache(),
             self._new_seed,
         )
 
@@ -305,6 +313,9 @@ class TeacherService:
             handle: self._store.put(handle, teacher.id, row)
             for handle, row in zip(handles, rows, strict=True)
         }
+
+    async def _checked(self, call: Call, check: Callable[[], _Result]) -> _Result:
+        return check() if call.size <= SMALL_BYTES else await self._aside(check)
 
     async def _aside(self, function: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._workers, function)

@@ -104,8 +104,8 @@ class Oracle:
             record_draws(
                 empty_statistics(),
                 oracle_schedule(),
-                work.timesteps.numpy(),
-                result.residuals.numpy(),
+                work.timesteps,
+                result.residuals,
                 memory=1e6,
             ),
             oracle_schedule(),
@@ -177,19 +177,19 @@ def broken_likelihood_ratio(work: Work) -> Work:
 
 def broken_sign(work: Work) -> Work:
     """The first branch enters with the wrong sign."""
-    flipped = work.branch_coefficients.clone()
+    flipped = work.branch_coefficients.copy()
     flipped[0] *= -1.0
     return replace(work, branch_coefficients=flipped)
 
 
 def misplaced_control(work: Work) -> Work:
     """The control variate on eps_hat in place of eps: its mean is not zero."""
-    branches = work.branch_coefficients.clone()
+    branches = work.branch_coefficients.copy()
     branches[0] += work.control_coefficients
     return replace(
         work,
         branch_coefficients=branches,
-        control_coefficients=torch.zeros_like(work.control_coefficients),
+        control_coefficients=np.zeros_like(work.control_coefficients),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from carv_server.replicas import forward
 from carv_server.replicas.conditioning_cache import ConditioningCache
 from carv_server.replicas.forward import Forward, evaluate
 from carv_server.replicas.protocol import Conditioning, Work, WorkResult
@@ -76,15 +77,16 @@ def assert_equal(work: Work, result: WorkResult, plain: PlainResult, tolerance: 
     assert result.failure is None
     if work.keep_predictions:
         assert result.predictions is not None
-        assert relative(result.predictions.flatten(1).numpy(), plain.predictions) < tolerance
+        predictions = result.predictions.reshape(plain.predictions.shape)
+        assert relative(predictions, plain.predictions) < tolerance
         return
     assert result.reduction is not None and result.residuals is not None
     scale = np.sqrt(plain.residuals[:, 0] * plain.residuals[:, 2])
-    wrong = np.abs(result.residuals.numpy() - plain.residuals)
+    wrong = np.abs(result.residuals - plain.residuals)
     assert (wrong[:, 0] < 3 * tolerance * plain.residuals[:, 0]).all()
     assert (wrong[:, 1] < 3 * tolerance * scale).all()
     assert (wrong[:, 2] < 3 * tolerance * plain.residuals[:, 2]).all()
-    renders = work.renders.numpy()
+    renders = work.renders
     for render in np.unique(renders):
         own = plain.values[renders == render]
         found = gradient(result.reduction, int(render), len(own))
@@ -139,11 +141,11 @@ def test_means_do_not_keep_the_microbatch_alive() -> None:
     teacher = oracle_teacher()
     conditionings = conditionings_of(teacher, [Classes((0,))])
     works = [make(teacher, conditionings, seed) for seed in range(16)]
-    size = works[0].latents.numel()
+    size = works[0].latents.size
     for result in evaluate(teacher, works):
         assert result.reduction is not None
         (moments,) = result.reduction.moments.values()
-        assert moments.mean.untyped_storage().nbytes() == 8 * size
+        assert moments.mean.untyped_storage().nbytes() == moments.mean.element_size() * size
 
 
 class SpoilsAt(Wrapped):
@@ -170,7 +172,7 @@ def test_a_poisoned_draw_is_named_and_fails_alone(value: float, keep: bool) -> N
     works = [make(teacher, conditionings, seed, draws=3, keep=keep) for seed in range(3)]
     works[1].timesteps[2] = 7
     if value == -3e38:
-        works[1] = replace(works[1], branch_coefficients=torch.full((1, 3), 2.0))
+        works[1] = replace(works[1], branch_coefficients=np.full((1, 3), 2.0, dtype=np.float32))
     good, bad, also_good = evaluate(teacher, works)
     if keep and value == -3e38:
         assert bad.failure is None, "a prediction that is finite is no failure"
@@ -237,3 +239,30 @@ def test_the_cache_keeps_what_was_used_last_within_its_bound() -> None:
     assert copies == ["a", "b", "c"], "a was used after b, so b went"
     cache.table([b])
     assert copies == ["a", "b", "c", "b"]
+
+
+def test_without_arithmetic_every_work_has_zeros_and_a_residual_of_unit_norm() -> None:
+    teacher = SimulatedTeacher((4, 8, 8), DeviceTiming(0.0, 0.0), arithmetic=False)
+    conditionings = conditionings_of(teacher, [Unconditional()])
+    for work, result in zip(
+        works := mixed(teacher, conditionings), evaluate(teacher, works), strict=True
+    ):
+        if work.keep_predictions:
+            assert result.predictions is not None and not result.predictions.any()
+            assert len(result.predictions) == len(work.renders)
+            continue
+        assert result.reduction is not None and result.residuals is not None
+        assert not any(moments.mean.any() for moments in result.reduction.moments.values())
+        np.testing.assert_array_equal(result.residuals, [[1.0, 0.0, 1.0]] * len(work.renders))
+
+
+def test_no_noise_is_made_for_latents_that_are_z_t(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = oracle_teacher()
+    conditionings = conditionings_of(teacher, [Classes((0, 1))])
+    works = [make(teacher, conditionings, seed, noisy=True, keep=True) for seed in (1, 2)]
+    expected = [plain_forward(teacher, work) for work in works]
+    monkeypatch.setattr(forward, "draw_noise", None)
+    for result, plain in zip(evaluate(teacher, works), expected, strict=True):
+        assert result.predictions is not None
+        predictions = result.predictions.reshape(plain.predictions.shape)
+        np.testing.assert_allclose(predictions, plain.predictions, rtol=1e-5, atol=1e-6)

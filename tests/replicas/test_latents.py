@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from carv_server.replicas.ray_latents import SharedLatents
 
 LARGE = (4, 4, 64, 64)  # 256 KiB
+
+
+def _latents() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(LARGE).astype(np.float32)
 
 
 class _Memory:
@@ -42,9 +45,9 @@ def _run(scenario: Callable[[SharedLatents, _Memory], Any]) -> None:
         asyncio.run(scenario(SharedLatents(memory.put, executor), memory))
 
 
-def test_one_place_for_all_microbatches_and_replicas_until_the_tensor_is_gone() -> None:
+def test_one_place_for_all_microbatches_and_replicas_until_they_are_gone() -> None:
     async def scenario(store: SharedLatents, memory: _Memory) -> None:
-        x, y = torch.randn(LARGE), torch.randn(LARGE)
+        x, y = _latents(), _latents()
         memory.gate.clear()
         calls = [asyncio.create_task(store.references([x, y])) for _ in range(3)]
         calls += [asyncio.create_task(store.references([x]))]
@@ -52,7 +55,7 @@ def test_one_place_for_all_microbatches_and_replicas_until_the_tensor_is_gone() 
         memory.gate.set()
         first, *others = await asyncio.gather(*calls)
         assert all(a is b for other in others for a, b in zip(other, first, strict=False))
-        assert [put.tobytes() for put in memory.puts] == [x.numpy().tobytes(), y.numpy().tobytes()]
+        assert [put.tobytes() for put in memory.puts] == [x.tobytes(), y.tobytes()]
         del x
         gc.collect()
         assert len(store) == 1, "x's place is free, y's is not"
@@ -62,7 +65,7 @@ def test_one_place_for_all_microbatches_and_replicas_until_the_tensor_is_gone() 
 
 def test_small_latents_go_along_with_each_call() -> None:
     async def scenario(store: SharedLatents, memory: _Memory) -> None:
-        (array,) = await store.references([torch.ones(1, 4, 64, 64)])  # 64 KiB
+        (array,) = await store.references([np.ones((1, 4, 64, 64), np.float32)])  # 64 KiB
         assert isinstance(array, np.ndarray) and array.sum() == 4 * 64 * 64
         assert memory.puts == [] and len(store) == 0
 
@@ -71,7 +74,7 @@ def test_small_latents_go_along_with_each_call() -> None:
 
 def test_a_caller_that_leaves_does_not_take_the_place_along() -> None:
     async def scenario(store: SharedLatents, memory: _Memory) -> None:
-        x = torch.randn(LARGE)
+        x = _latents()
         memory.gate.clear()
         leaves = asyncio.create_task(store.references([x]))
         stays = asyncio.create_task(store.references([x]))
@@ -88,7 +91,7 @@ def test_a_caller_that_leaves_does_not_take_the_place_along() -> None:
 
 def test_memory_that_was_full_is_tried_again() -> None:
     async def scenario(store: SharedLatents, memory: _Memory) -> None:
-        x = torch.randn(LARGE)
+        x = _latents()
         memory.full = True
         with pytest.raises(MemoryError, match="full"):
             await store.references([x])

@@ -40,7 +40,7 @@ def test_conditionings_are_asked_for_once(tmp_path: Path) -> None:
         assert unpack_description(loaded["description"]).digest == teacher.description.digest
         work = make(1, branches=[Branch([conditioning(0)]), Branch([conditioning(1)])])
         packed = pack_works([work])
-        arrays = [x.numpy() for x in packed.latents]
+        arrays = packed.latents
         assert await worker.run(packed.packet, {}, *arrays) == {"missing": ["class-0", "class-1"]}
         assert await worker.run(packed.packet, _sent(1), *arrays) == {"missing": ["class-0"]}
         await worker.run(packed.packet, _sent(0), *arrays)
@@ -65,7 +65,7 @@ def test_the_least_recently_used_conditioning_goes_first(
 
         async def run(label: int, *sent: int) -> dict[str, Any]:
             packed = pack_works([make(1, branches=[Branch([conditioning(label)])])])
-            return await worker.run(packed.packet, _sent(*sent), packed.latents[0].numpy())
+            return await worker.run(packed.packet, _sent(*sent), packed.latents[0])
 
         for label in (0, 1):
             assert "result" in await run(label, label)
@@ -85,7 +85,7 @@ def test_a_forward_that_raises_crosses_as_text(tmp_path: Path) -> None:
         work = make(1, renders=1, draws=1)
         work.timesteps[:] = 500
         packed = pack_works([work])
-        return await worker.run(packed.packet, _sent(0), packed.latents[0].numpy())
+        return await worker.run(packed.packet, _sent(0), packed.latents[0])
 
     kinds, message, trace = asyncio.run(scenario())["raised"]
     assert kinds[0] == "MemoryError" and "Exception" in kinds

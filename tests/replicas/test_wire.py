@@ -110,7 +110,7 @@ def test_the_evaluation_of_what_crossed_is_the_same_to_the_bit() -> None:
 def test_every_result_crosses() -> None:
     works = every_kind()
     bad = make(8, renders=2, draws=2)
-    bad = replace(bad, timesteps=torch.tensor([10, 500, 10, 10]))
+    bad = replace(bad, timesteps=np.array([10, 500, 10, 10]))
     results = evaluate(FaultyTeacher(nan_at=500, raise_at=-1), [*works, bad])
     assert results[-1].failure == NonFiniteDraw(0, 500, 1)
     assert results[4].reduction is not None and results[4].reduction.twins

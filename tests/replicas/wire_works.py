@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from carv_server.replicas.protocol import Branch, Conditioning, Work
@@ -26,27 +28,27 @@ def make(
     reference: bool = False,
     noisy: bool = False,
     keep: bool = False,
-    latents: torch.Tensor | None = None,
+    latents: npt.NDArray[np.float32] | None = None,
 ) -> Work:
     """R renders of K draws, groups of one draw, cells of two."""
-    random = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
     rows = renders * draws
 
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=random)
+    def normal(*shape: int) -> npt.NDArray[np.float32]:
+        return rng.standard_normal(shape).astype(np.float32)
 
-    place = torch.arange(rows) % draws
+    place = np.arange(rows) % draws
     return Work(
         seed=seed,
         latents=normal(renders, *EVENT_SHAPE) if latents is None else latents,
         reference_latents=normal(renders, *EVENT_SHAPE) if reference else None,
         branches=branches,
-        renders=torch.arange(rows) // draws,
-        timesteps=torch.randint(20, 980, (rows,), generator=random),
+        renders=np.arange(rows) // draws,
+        timesteps=rng.integers(20, 980, rows),
         noise_indices=place,
         groups=place // 2 if streams else place,
         cells=place // 4 if streams else place // 2,
-        signs=torch.sign(normal(rows)),
+        signs=np.sign(normal(rows)),
         scales=normal(rows),
         branch_coefficients=normal(len(branches), rows),
         noise_coefficients=normal(rows),
@@ -60,7 +62,7 @@ def make(
 def every_kind() -> list[Work]:
     """Each field of a work at each of its kinds of values; the last two share latents."""
     one, other = conditioning(0), conditioning(1)
-    shared = torch.randn(2, *EVENT_SHAPE, generator=torch.Generator().manual_seed(99))
+    shared = np.random.default_rng(99).standard_normal((2, *EVENT_SHAPE)).astype(np.float32)
     return [
         make(1),
         make(2**64 - 1, branches=[Branch([one]), Branch([other])]),

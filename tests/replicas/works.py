@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from carv_server.replicas.protocol import Branch, Conditioning, Work
 from carv_server.teachers.protocol import Teacher
@@ -29,14 +30,14 @@ def make(
 ) -> Work:
     """``draws`` of each render: with ``paired`` neighbours share eps with opposite signs, and two
     pairs make a cell. One conditioning a render in the first branch."""
-    generator = torch.Generator().manual_seed(seed % (1 << 63))
+    rng = np.random.default_rng(seed)
     shape = teacher.description.event_shape
     n = renders * draws
-    index = torch.arange(draws).repeat(renders)
+    index = np.tile(np.arange(draws), renders)
     group = index // 2 if paired else index
 
-    def normal(*size: int) -> torch.Tensor:
-        return torch.randn(*size, generator=generator)
+    def normal(*size: int) -> npt.NDArray[np.float32]:
+        return rng.normal(size=size).astype(np.float32)
 
     count = len(conditionings)
     of_branch = [
@@ -51,18 +52,16 @@ def make(
             Branch(each, use_reference=reference and j == branches - 1)
             for j, each in enumerate(of_branch)
         ],
-        renders=torch.arange(renders).repeat_interleave(draws),
-        timesteps=torch.randint(
-            10, len(teacher.description.schedule) - 10, (n,), generator=generator
-        ),
-        noise_indices=group.clone(),
+        renders=np.repeat(np.arange(renders), draws),
+        timesteps=rng.integers(10, len(teacher.description.schedule) - 10, n),
+        noise_indices=group.copy(),
         groups=group,
-        cells=group // 2 if paired else group.clone(),
-        signs=1.0 - 2.0 * (index % 2) if paired else torch.ones(n),
-        scales=1.0 + normal(n).abs(),
+        cells=group // 2 if paired else group.copy(),
+        signs=np.where(paired & (index % 2 == 1), -1.0, 1.0).astype(np.float32),
+        scales=np.abs(normal(n)) + np.float32(1.0),
         branch_coefficients=normal(branches, n),
-        noise_coefficients=-torch.ones(n),
-        control_coefficients=normal(n) if control else torch.zeros(n),
+        noise_coefficients=np.full(n, -1.0, dtype=np.float32),
+        control_coefficients=normal(n) if control else np.zeros(n, dtype=np.float32),
         streams=(group // 2) % 2 if streams else None,
         latents_are_noisy=noisy,
         keep_predictions=keep,

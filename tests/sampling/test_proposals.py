@@ -9,6 +9,7 @@ from carv_server.sampling.objective import ObjectiveTables, prior_from_mass, pri
 from carv_server.sampling.proposals import (
     DEFENSIVE_SHARE,
     adaptive_table,
+    cumulative,
     importance_weights,
     inverse_cdf,
     weight_table,
@@ -75,7 +76,7 @@ def test_inverse_cdf_gives_every_timestep_its_mass() -> None:
     # A fine regular grid of points: exact up to the grid.
     table = np.array([0.0, 0.1, 0.0, 0.6, 0.3, 0.0])
     points = (np.arange(100_000) + 0.5) / 100_000
-    share = np.bincount(inverse_cdf(table, points), minlength=6) / 100_000
+    share = np.bincount(inverse_cdf(cumulative(table), points), minlength=6) / 100_000
     np.testing.assert_allclose(share, table, atol=1e-5)
 
 
@@ -83,7 +84,7 @@ def test_inverse_cdf_gives_every_timestep_its_mass() -> None:
 def test_the_ends_stay_on_the_support(point: float) -> None:
     # Ten times 0.1 sums to less than 1 in float64.
     table = np.array([0.0, *[0.1] * 10, 0.0])
-    assert inverse_cdf(table, np.array([point]))[0] == (1 if point == 0 else 10)
+    assert inverse_cdf(cumulative(table), np.array([point]))[0] == (1 if point == 0 else 10)
 
 
 def test_importance_weights_average_to_one_under_the_proposal() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,15 +18,15 @@ from carv_server.sampling.reduce import (
 )
 
 
-def random_draws(renders: int, groups: list[int]) -> tuple[torch.Tensor, ...]:
+def random_draws(renders: int, groups: list[int]) -> tuple[Any, ...]:
     """Values with a large common offset, so that a one-pass variance would lose its digits."""
     generator = torch.Generator().manual_seed(4)
     draws = len(groups)
     values = 1000.0 + torch.randn(renders * draws, 2, 3, generator=generator)
     return (
         values,
-        torch.arange(renders).repeat_interleave(draws),
-        torch.tensor(groups).repeat(renders),
+        np.repeat(np.arange(renders), draws),
+        np.tile(groups, renders),
     )
 
 
@@ -59,7 +60,7 @@ def test_equal_groups_give_the_sample_variance_of_their_means(groups: list[int])
 )
 def test_cuts_between_cells_do_not_matter(groups: list[int], cells: list[int]) -> None:
     values, renders, labels = random_draws(3, groups)
-    owners = torch.tensor(cells).repeat(3)
+    owners = np.tile(cells, 3)
     draws = len(groups)
     inner = [i for i in range(1, draws) if cells[i] != cells[i - 1]]
     boundaries = sorted({0, draws, 2 * draws, 3 * draws, *inner, *(draws + i for i in inner)})
@@ -77,7 +78,7 @@ def test_cuts_between_cells_do_not_matter(groups: list[int], cells: list[int]) -
 
 def test_collapsed_strata_are_the_squared_differences_of_neighbours() -> None:
     values, renders, labels = random_draws(1, [0, 0, 1, 1, 2, 2, 3, 3])
-    cells = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    cells = np.array([0, 0, 0, 0, 1, 1, 1, 1])
     _, variance = estimates([reduce_groups(values, renders, labels, cells)], 0, 8)
     sums = values.flatten(1).double().reshape(4, 2, -1).sum(1).numpy()
     differences = ((sums[0::2] - sums[1::2]) ** 2).sum()
@@ -86,9 +87,7 @@ def test_collapsed_strata_are_the_squared_differences_of_neighbours() -> None:
 
 def test_three_groups_in_a_cell_count_their_sample_variance_three_times() -> None:
     values, renders, labels = random_draws(1, [0, 1, 2])
-    _, variance = estimates(
-        [reduce_groups(values, renders, labels, torch.zeros_like(labels))], 0, 3
-    )
+    _, variance = estimates([reduce_groups(values, renders, labels, np.zeros_like(labels))], 0, 3)
     flat = values.flatten(1).double().numpy()
     np.testing.assert_allclose(variance, 3 * flat.var(axis=0, ddof=1).sum() / 3**2, rtol=1e-9)
 
@@ -101,16 +100,16 @@ def test_effective_sample_size() -> None:
 def test_works_reduced_together_are_each_reduced_alone() -> None:
     """Of other sizes, with cells, with groups out of order, and with two streams."""
     values, renders, labels = random_draws(2, [0, 0, 1, 1, 2, 2, 3])
-    cells = torch.tensor([0, 0, 0, 0, 1, 1, 1]).repeat(2)
+    cells = np.tile([0, 0, 0, 0, 1, 1, 1], 2)
     paired, owners, numbers = random_draws(1, [0, 0, 1, 1, 0, 0, 1, 1])
-    streams = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    streams = np.array([0, 0, 0, 0, 1, 1, 1, 1])
     parts = [
         (values, DrawLabels(renders, labels, cells)),
         (
             values[:4],
-            DrawLabels(torch.tensor([5, 5, 2, 2]), torch.tensor([9, 3, 3, 9]), labels[:4]),
+            DrawLabels(np.array([5, 5, 2, 2]), np.array([9, 3, 3, 9]), labels[:4]),
         ),
-        (paired, DrawLabels(owners, numbers, torch.zeros_like(numbers), streams)),
+        (paired, DrawLabels(owners, numbers, np.zeros_like(numbers), streams)),
         (values[3:4], DrawLabels(renders[3:4], labels[3:4], labels[3:4])),
     ]
     together = reduce_works(torch.cat([part for part, _ in parts]), [label for _, label in parts])

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from carv.noise import philox4x32
+from carv_server.sampling import timesteps
+from carv_server.sampling.philox import one_philox4x32
 from carv_server.sampling.timesteps import TimestepSampler, place_points
 
 # One fixed seed each; a Kolmogorov-Smirnov p-value below this has probability 1e-4 a test.
@@ -78,3 +81,24 @@ def test_published_points() -> None:
 PUBLISHED = np.array(
     [[0.0315078955029513, 0.5680313860552698], [0.3254588055660702, 0.8257004385009497]]
 )
+
+
+@pytest.mark.parametrize("seed", [0, 42, 2**64 - 1])
+def test_one_counter_by_integers_is_the_reference(seed: int) -> None:
+    counters = np.random.default_rng(seed % 97).integers(0, 2**32, size=(20, 4))
+    for c0, c1, c2, c3 in counters.tolist():
+        found = one_philox4x32(c0, c1, c2, c3, seed)
+        assert list(found) == philox4x32([c0, c1, c2, c3], seed).tolist()
+
+
+@pytest.mark.parametrize("sampler", list(TimestepSampler))
+def test_few_points_follow_the_law_of_many(
+    sampler: TimestepSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for renders, draws in [(1, 1), (1, 8), (8, 1), (2, 3)]:
+        few = place_points(sampler, renders, draws, 2**63 + 5, stream=3)
+        with monkeypatch.context() as patch:
+            patch.setattr(timesteps, "_FEW", 0)
+            np.testing.assert_array_equal(
+                few, place_points(sampler, renders, draws, 2**63 + 5, stream=3)
+            )

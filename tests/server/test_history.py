@@ -10,7 +10,7 @@ from carv_client import TeacherClient
 from carv_server.history import DrawHistories, HistoryConfig, HistoryKey, history_key
 from carv_server.sampling.objective import ObjectiveTables, prior_on_range
 from carv_server.sampling.past import empty_statistics as empty
-from carv_server.sampling.past import past_on_grid, record_draws
+from carv_server.sampling.past import past_on_grid, record_batches, record_draws
 from carv_server.sampling.plan import ESTIMATE_STREAMS, PROFILE_STREAMS, REFINE_STREAMS
 from tests.server.wire import latents
 from tests.support.oracle import oracle_schedule
@@ -58,6 +58,31 @@ def test_old_draws_fade() -> None:
     past = past_on_grid(statistics, SCHEDULE)
     assert past is not None and past.draws < 64 / (1 - np.exp(-1)) + 1e-9
     np.testing.assert_allclose(past.root_second_moment, 1.0, rtol=1e-6)
+
+
+def test_batches_recorded_together_count_as_one_after_the_other() -> None:
+    batches = [residuals(norm, count) for norm, count in [(9.0, 40), (1.0, 3), (4.0, 64)]]
+    one_by_one = empty()
+    for batch in batches:
+        one_by_one = record_draws(one_by_one, SCHEDULE, *batch, 64.0)
+    together = record_batches(empty(), SCHEDULE, batches, 64.0)
+    np.testing.assert_allclose(together.sums, one_by_one.sums, rtol=1e-12)
+
+
+def test_draws_count_once_they_are_a_32nd_of_what_is_known_and_look_shows_all() -> None:
+    table = histories(memory_draws=1e9)
+    table.recall(KEY, 0)
+    table.record(KEY, 0, *residuals(3.0, 3200))
+    planned = table.recall(KEY, 1)
+    assert planned is not None and planned.draws == pytest.approx(3200)
+    table.record(KEY, 1, *residuals(3.0, 99))
+    assert table.recall(KEY, 2) is planned
+    table.record(KEY, 2, *residuals(3.0, 1))
+    after = table.recall(KEY, 3)
+    assert after is not None and after.draws == pytest.approx(3300)
+    table.record(KEY, 3, *residuals(3.0, 2))
+    seen = table.look(KEY)
+    assert seen is not None and seen.draws == pytest.approx(3302)
 
 
 def test_a_request_is_planned_on_the_past_before_it() -> None:

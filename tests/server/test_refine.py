@@ -103,9 +103,9 @@ def test_time_ends_it_with_what_there_is(
 ) -> None:
     """Running means meanwhile, at most ten a second, each on more draws than the one before."""
     request = refine_request(handles, 1, target_relative_standard_error=1e-6)
-    request.max_seconds = 0.6 if bound == "max_seconds" else 0.0
+    request.max_seconds = 0.3 if bound == "max_seconds" else 0.0
     begun = time.monotonic()
-    data = stream(channel, "RefineGradient", request, 30.0 if bound == "max_seconds" else 0.8)
+    data = stream(channel, "RefineGradient", request, 30.0 if bound == "max_seconds" else 0.5)
     means = [pb.RefineGradientResponse.FromString(piece) for piece in data]
     assert time.monotonic() - begun < 5.0
     assert list(means[-1].stop_reasons) == [pb.STOP_REASON_TIME_BUDGET]

@@ -253,20 +253,21 @@ def test_a_full_queue_is_waited_for_once_a_call_is_under_way_and_until_its_deadl
 
 def _work(timestep: int) -> Work:
     """Four draws of one render, one branch."""
-    zeros = torch.zeros(4, dtype=torch.int64)
+    zeros, index = np.zeros(4, dtype=np.int64), np.arange(4)
+    ones = np.ones(4, dtype=np.float32)
     return Work(
         seed=1,
-        latents=torch.zeros(1, *EVENT_SHAPE),
+        latents=np.zeros((1, *EVENT_SHAPE), dtype=np.float32),
         reference_latents=None,
         branches=[Branch([Conditioning("label", {"class_label": torch.tensor(0)})])],
         renders=zeros,
         timesteps=zeros + timestep,
-        noise_indices=torch.arange(4),
-        groups=torch.arange(4),
-        cells=torch.arange(4),
-        signs=torch.ones(4),
-        scales=torch.ones(4),
-        branch_coefficients=torch.ones(1, 4),
-        noise_coefficients=torch.ones(4),
-        control_coefficients=torch.zeros(4),
+        noise_indices=index,
+        groups=index,
+        cells=index,
+        signs=ones,
+        scales=ones,
+        branch_coefficients=ones[np.newaxis],
+        noise_coefficients=ones,
+        control_coefficients=0.0 * ones,
     )

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from carv_server.replicas.protocol import (
@@ -85,7 +86,8 @@ class TimedReplica:
         for index in kept:
             # What was evaluated comes back as its predictions, so that tests can count it.
             work = works[index]
-            results[index] = WorkResult(predictions=work.noise_indices.float().reshape(-1, 1))
+            counted = work.noise_indices.astype(np.float32).reshape(-1, 1)
+            results[index] = WorkResult(predictions=counted)
         return MicrobatchResult(results, seconds)
 
     async def _sleep(self, seconds: float) -> None:
@@ -104,10 +106,11 @@ def _described(work: Work) -> tuple[int, int, int]:
 
 def work_of(rows: int, seed: int = 0, *, cell: int = 1, other_signature: bool = False) -> Work:
     """One render, one branch; ``cell`` draws to a cell. ``seed`` tells it from others."""
-    zeros, indices = torch.zeros(rows, dtype=torch.int64), torch.arange(rows)
+    zeros, indices = np.zeros(rows, dtype=np.int64), np.arange(rows)
+    ones = np.ones(rows, dtype=np.float32)
     return Work(
         seed=seed,
-        latents=torch.zeros(1, 1),
+        latents=np.zeros((1, 1), dtype=np.float32),
         reference_latents=None,
         branches=[Branch([_OTHER if other_signature else _LABEL])],
         renders=zeros,
@@ -115,10 +118,10 @@ def work_of(rows: int, seed: int = 0, *, cell: int = 1, other_signature: bool = 
         noise_indices=indices,
         groups=indices,
         cells=indices // cell,
-        signs=torch.ones(rows),
-        scales=torch.ones(rows),
-        branch_coefficients=torch.ones(1, rows),
-        noise_coefficients=torch.zeros(rows),
-        control_coefficients=torch.zeros(rows),
+        signs=ones,
+        scales=ones,
+        branch_coefficients=ones[np.newaxis],
+        noise_coefficients=0.0 * ones,
+        control_coefficients=0.0 * ones,
         keep_predictions=True,
     )

@@ -39,12 +39,12 @@ def plain_forward(teacher: Teacher, work: Work) -> PlainResult:
             work.seed, render, int(work.noise_indices[i]), shape
         )
 
-        def noisy(latents: torch.Tensor, render: int = render, t: int = t, eps=eps) -> torch.Tensor:
+        def noisy(latents: np.ndarray, render: int = render, t: int = t, eps=eps) -> torch.Tensor:
             x = latents[render : render + 1]
             if work.latents_are_noisy:
-                return x
+                return torch.from_numpy(x)
             alpha, sigma = np.float32(schedule.alpha[t]), np.float32(schedule.sigma[t])
-            return torch.from_numpy(alpha * x.numpy() + sigma * eps[None])
+            return torch.from_numpy(alpha * x + sigma * eps[None])
 
         h = float(work.noise_coefficients[i]) * eps.astype(np.float64)
         for j, branch in enumerate(work.branches):

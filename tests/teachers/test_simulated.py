@@ -67,8 +67,23 @@ def test_loads_from_its_file_and_takes_no_conditioning(tmp_path: Path):
         ({"event_shape": 4, "launch_seconds": 0, "row_seconds": 0}, "simulated.json"),
         ({"event_shape": [4], "launch_seconds": -1, "row_seconds": 0}, "0 or more"),
         ({"event_shape": [4], "launch_seconds": "x", "row_seconds": 0}, "simulated.json"),
+        (
+            {"event_shape": [4], "launch_seconds": 0, "row_seconds": 0, "arithmetic": 0},
+            "neither true nor false",
+        ),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong(tmp_path: Path, content: dict, message: str):
     with pytest.raises(TeacherFolderError, match=message):
         _load(tmp_path, **content)
+
+
+def test_without_arithmetic_zeros_after_the_same_time_and_another_digest(tmp_path: Path):
+    stated = {"event_shape": [2], "launch_seconds": 0.02, "row_seconds": 0.005}
+    plain, idle = _load(tmp_path, **stated), _load(tmp_path, **stated, arithmetic=False)
+    assert plain.description.arithmetic and not idle.description.arithmetic
+    assert plain.description.digest != idle.description.digest
+    start = time.perf_counter()
+    found = idle.predict_noise(torch.ones(4, 2), torch.zeros(4, dtype=torch.int64), {})
+    assert time.perf_counter() - start >= 0.04
+    assert torch.equal(found, torch.zeros(4, 2))

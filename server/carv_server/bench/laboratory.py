@@ -115,9 +115,9 @@ class Laboratory:
         for result in results:
             if result.predictions is None:
                 raise RuntimeError(f"the teacher gave a non-finite result: {result.failure}")
-            kept.append(result.predictions.numpy().reshape(shape))
+            kept.append(result.predictions.reshape(shape))
         # A work holds the draws of a group next to each other, which plans here do already.
-        assert np.array_equal(works[0].timesteps.numpy(), plan.timesteps.reshape(-1))
+        assert np.array_equal(works[0].timesteps, plan.timesteps.reshape(-1))
         self.spent(2 * plan.renders * plan.draws)
         return Draws(plan, np.stack(kept), self._noise(plan, seed).reshape(shape))
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from carv_server.estimate import make_work, planned_order
 from carv_server.replicas.protocol import Work
@@ -42,9 +41,6 @@ class BlockEvaluator:
         self._request = request
         self._resolved = resolved
         self._submit = submit
-        self._latents = torch.tensor(request.latents)
-        reference = request.reference_latents
-        self._reference = None if reference is None else torch.tensor(reference)
         self._plans: dict[tuple[int, int], DrawPlan] = {}
         self._timesteps: list[Int64Array] = []
         self._residuals: list[Float64Array] = []
@@ -61,8 +57,8 @@ class BlockEvaluator:
         result = await self._submit(work)
         reduction, residuals = result.reduction, result.residuals
         assert reduction is not None and residuals is not None
-        self._timesteps.append(work.timesteps.numpy())
-        self._residuals.append(residuals.numpy())
+        self._timesteps.append(work.timesteps)
+        self._residuals.append(residuals)
         self.draws_spent += len(work.timesteps)
         self.queue_seconds = min(self.queue_seconds, result.queue_seconds)
         self.compute_seconds += result.compute_seconds
@@ -114,12 +110,12 @@ class BlockEvaluator:
             request.seed,
         )
         draws = plans[0].draws
-        streams = torch.from_numpy(planned_order(plan) // draws) if len(plans) == 2 else None
+        streams = planned_order(plan) // draws if len(plans) == 2 else None
         return replace(
             work,
-            latents=self._latents,
-            reference_latents=self._reference,
-            renders=torch.full_like(work.renders, render),
+            latents=request.latents,
+            reference_latents=request.reference_latents,
+            renders=np.full_like(work.renders, render),
             streams=streams,
         )
 

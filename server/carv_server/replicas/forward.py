@@ -25,6 +25,8 @@ from carv_server.teachers.protocol import Teacher
 
 __all__ = ["Forward", "evaluate"]
 
+Float64Array = npt.NDArray[np.float64]
+
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -70,16 +72,7 @@ class Forward:
         """Results in the order in which the works were given."""
         if staged.ready is not None:
             self._await_transfers(staged)
-        v = staged.values
-        noise = draw_noise(
-            v["noise_seeds"],
-            v["noise_renders"],
-            v["noise_indices"],
-            self.teacher.description.event_shape,
-        )
-        if staged.shares_noise:
-            noise = noise[v["noise"]]
-        noise *= _per_draw(v["signs"], noise)
+        noise = self._noise(staged)
         predictions = self._predict(staged, noise)
         results = self._reduce(staged, noise, predictions)
         in_order: list[WorkResult] = [WorkResult()] * len(results)
@@ -94,18 +87,23 @@ class Forward:
         for tensor in (staged.latents, *staged.values.values()):
             tensor.record_stream(stream)  # or the copies' allocator would reuse it too early
 
-    def _predict(self, staged: Staged, noise: torch.Tensor) -> torch.Tensor:
+    def _noise(self, staged: Staged) -> torch.Tensor | None:
+        """eps of every draw, float32 [n, *event_shape]; None where no draw has any use for it."""
+        description, v = self.teacher.description, staged.values
+        if staged.all_noisy or not description.arithmetic:
+            return None
+        noise = draw_noise(
+            v["noise_seeds"], v["noise_renders"], v["noise_indices"], description.event_shape
+        )
+        if staged.shares_noise:
+            noise = noise[v["noise"]]
+        noise *= _per_draw(v["signs"], noise)
+        return noise
+
+    def _predict(self, staged: Staged, noise: torch.Tensor | None) -> torch.Tensor:
         """eps_hat of every row, float32 [m, *event_shape]."""
         v = staged.values
-        x = staged.latents[v["latents"]] if staged.shares_latents else staged.latents
-        z = _noisy(x, v["alpha"], v["sigma"], noise)
-        if staged.has_references:
-            draws = v["reference_draws"]
-            x = staged.latents[v["reference_latents"]]
-            at_reference = _noisy(x, v["alpha"][draws], v["sigma"][draws], noise[draws])
-            z = torch.cat([z, at_reference])[v["row_noisy"]]
-        elif len(staged.draws_with) > 1:
-            z = torch.cat([z[:count] for count in staged.draws_with])
+        z = self._teacher_inputs(staged, noise)
         table = self._cache.table(staged.conditionings)
 
         def forward(rows: slice) -> torch.Tensor:
@@ -118,8 +116,27 @@ class Forward:
 
         return self.limit.run(forward, len(z))
 
+    def _teacher_inputs(self, staged: Staged, noise: torch.Tensor | None) -> torch.Tensor:
+        """z_t of every row, float32 [m, *event_shape]."""
+        v = staged.values
+        if not self.teacher.description.arithmetic:
+            rows = len(v["row_timesteps"])
+            return staged.latents.new_zeros(()).expand(rows, *staged.latents.shape[1:])
+        x = staged.latents[v["latents"]] if staged.shares_latents else staged.latents
+        if noise is None:
+            return x
+        z = _noisy(x, v["alpha"], v["sigma"], noise)
+        if staged.has_references:
+            draws = v["reference_draws"]
+            x = staged.latents[v["reference_latents"]]
+            at_reference = _noisy(x, v["alpha"][draws], v["sigma"][draws], noise[draws])
+            z = torch.cat([z, at_reference])[v["row_noisy"]]
+        elif len(staged.draws_with) > 1:
+            z = torch.cat([z[:count] for count in staged.draws_with])
+        return z
+
     def _reduce(
-        self, staged: Staged, noise: torch.Tensor, predictions: torch.Tensor
+        self, staged: Staged, noise: torch.Tensor | None, predictions: torch.Tensor
     ) -> list[WorkResult]:
         """By work, in the order of their draws."""
         works, bounds = staged.works, staged.bounds
@@ -130,22 +147,34 @@ class Forward:
         )
         results: list[WorkResult] = []
         if reduced:
-            results = _integrate(staged, noise, predictions, slices[:reduced])
+            if noise is None:
+                values, scalars = _nothing(staged, slices[reduced - 1].stop)
+            else:
+                values, scalars = _integrand(staged, noise, predictions, slices[reduced - 1].stop)
+            results = _sums(staged, values, scalars, slices[:reduced])
         for i, work in enumerate(works):
             if work.keep_predictions:
                 # The first branch's rows are the draws.
                 kept = predictions[slices[i]]
                 failure = _first_failure(work, kept)
-                result = failure or WorkResult(predictions=kept.to("cpu", copy=True))
+                result = failure or WorkResult(predictions=kept.to("cpu", copy=True).numpy())
                 results[i : i + 1] = [result]
         return results
 
 
-def _integrate(
-    staged: Staged, noise: torch.Tensor, predictions: torch.Tensor, slices: Sequence[slice]
-) -> list[WorkResult]:
-    """Sums and residuals of the first works."""
-    v, draws = staged.values, slices[-1].stop
+def _nothing(staged: Staged, draws: int) -> tuple[torch.Tensor, Float64Array]:
+    """As ``_integrand``, of a teacher without arithmetic: zeros. Residuals are of unit norm, so
+    that histories go on learning as they do from any teacher."""
+    values = staged.latents.new_zeros(draws, *staged.latents.shape[1:])
+    return values, np.tile([1.0, 0.0, 1.0], (draws, 1))
+
+
+def _integrand(
+    staged: Staged, noise: torch.Tensor, predictions: torch.Tensor, draws: int
+) -> tuple[torch.Tensor, Float64Array]:
+    """The weighted integrand of the first draws, float32 [draws, *event_shape], and their
+    residuals' scalars."""
+    v = staged.values
     noise = noise[:draws]
     residual = _per_draw(v["noise_coefficients"][:draws], noise) * noise
     start = 0
@@ -161,12 +190,18 @@ def _integrate(
         control = _per_draw(v["control_coefficients"][:draws], noise)
         values = torch.addcmul(residual, control, noise)
     values *= _per_draw(v["scales"][:draws], values)
+    return values, scalars
 
+
+def _sums(
+    staged: Staged, values: torch.Tensor, scalars: Float64Array, slices: Sequence[slice]
+) -> list[WorkResult]:
+    """Results of the first works."""
     works = staged.works[: len(slices)]
     labels = [DrawLabels(w.renders, w.groups, w.cells, w.streams) for w in works]
     reductions = reduce_works(values, labels)
     failures: list[WorkResult | None] = [None] * len(works)
-    if not _surely_finite(staged, scalars.numpy()):
+    if not _surely_finite(staged, scalars):
         failures = [_first_failure(w, values[s]) for w, s in zip(works, slices, strict=True)]
     return [
         failure or WorkResult(reduction=reduction, residuals=scalars[rows])
@@ -174,21 +209,21 @@ def _integrate(
     ]
 
 
-def _residual_scalars(residual: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """||h||^2, <h, eps> and ||eps||^2 of each draw, float64 [n, 3] on the CPU. Summed pairwise in
+def _residual_scalars(residual: torch.Tensor, noise: torch.Tensor) -> Float64Array:
+    """||h||^2, <h, eps> and ||eps||^2 of each draw, float64 [n, 3]. Summed pairwise in
     float32, which is accurate to 1e-7 of the norms; in float64 where that overflows."""
     h, eps = residual.flatten(1), noise.flatten(1)
 
     def products(h: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         return torch.stack([(h * h).sum(1), (h * eps).sum(1), (eps * eps).sum(1)], dim=1).cpu()
 
-    scalars = products(h, eps).double()
-    if not bool(scalars.isfinite().all()):
-        scalars = products(h.double(), eps.double())
+    scalars = products(h, eps).double().numpy()
+    if not np.isfinite(scalars).all():
+        scalars = products(h.double(), eps.double()).numpy()
     return scalars
 
 
-def _surely_finite(staged: Staged, scalars: npt.NDArray[np.float64]) -> bool:
+def _surely_finite(staged: Staged, scalars: Float64Array) -> bool:
     """Whether norms bound every value scale (h + c eps) away from overflow; false says nothing."""
     draws = len(scalars)
     scales, control = staged.scales[:draws], staged.control_coefficients[:draws]

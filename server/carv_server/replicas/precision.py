@@ -58,7 +58,7 @@ def probe_gradient(teacher: Teacher) -> torch.Tensor:
     work = probe_work(teacher, probe_conditionings(teacher), _PROBE_DRAWS)
     (result,) = Forward(teacher).evaluate([work])
     if result.reduction is None:
-        return torch.full((work.latents.numel(),), float("nan"), dtype=torch.float64)
+        return torch.full((work.latents.size,), float("nan"), dtype=torch.float64)
     (moments,) = result.reduction.moments.values()
     return moments.mean
 

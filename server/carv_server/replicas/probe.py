@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from carv_server.replicas.protocol import Branch, Conditioning, Work
@@ -53,20 +54,21 @@ def probe_work(
     steps = len(description.schedule)
     scale = _GUIDANCE_SCALE
     coefficients = [scale, 1.0 - scale] if len(conditionings) == 2 else [1.0]
-    index = torch.arange(draws)
+    index = np.arange(draws)
+    ones = np.ones(draws, dtype=np.float32)
     return Work(
         seed=seed,
-        latents=x,
+        latents=x.numpy(),
         reference_latents=None,
         branches=[Branch([conditioning]) for conditioning in conditionings],
-        renders=torch.zeros(draws, dtype=torch.int64),
+        renders=np.zeros(draws, dtype=np.int64),
         timesteps=(2 * index + 1) * steps // (2 * draws),
         noise_indices=index,
         groups=index,
         cells=index,
-        signs=torch.ones(draws),
-        scales=torch.ones(draws),
-        branch_coefficients=torch.tensor(coefficients).unsqueeze(1).expand(-1, draws),
-        noise_coefficients=-torch.ones(draws),
-        control_coefficients=torch.zeros(draws),
+        signs=ones,
+        scales=ones,
+        branch_coefficients=np.array(coefficients, dtype=np.float32)[:, np.newaxis] * ones,
+        noise_coefficients=-ones,
+        control_coefficients=0.0 * ones,
     )

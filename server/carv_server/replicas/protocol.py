@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from carv_server.sampling.reduce import Reduction
 from carv_server.teachers.protocol import Source, TeacherDescription, Tensors
@@ -25,6 +26,9 @@ __all__ = [
     "WorkResult",
 ]
 
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
 
 Wanted = Callable[[int], bool]
 """Whether the work of that index is still wanted; may be called in any thread."""
@@ -60,10 +64,11 @@ class Branch:
 
 @dataclass(frozen=True)
 class Work:
-    """n draws of one request, evaluated in one microbatch.
+    """n draws of one request, evaluated in one microbatch. Arrays of the host: a replica makes
+    tensors of a whole microbatch, since making them costs more than filling them.
 
     Attributes:
-        latents, reference_latents: float32 [R, *event_shape] of the whole request, on the CPU.
+        latents, reference_latents: float32 [R, *event_shape] of the whole request.
             With ``latents_are_noisy`` they are z_t itself.
         renders, timesteps, noise_indices, groups, cells: int64 [n]; see ``DrawPlan``.
         signs: float32 [n].
@@ -77,20 +82,20 @@ class Work:
     """
 
     seed: int
-    latents: torch.Tensor
-    reference_latents: torch.Tensor | None
+    latents: Float32Array
+    reference_latents: Float32Array | None
     branches: Sequence[Branch]
-    renders: torch.Tensor
-    timesteps: torch.Tensor
-    noise_indices: torch.Tensor
-    groups: torch.Tensor
-    cells: torch.Tensor
-    signs: torch.Tensor
-    scales: torch.Tensor
-    branch_coefficients: torch.Tensor
-    noise_coefficients: torch.Tensor
-    control_coefficients: torch.Tensor
-    streams: torch.Tensor | None = None
+    renders: Int64Array
+    timesteps: Int64Array
+    noise_indices: Int64Array
+    groups: Int64Array
+    cells: Int64Array
+    signs: Float32Array
+    scales: Float32Array
+    branch_coefficients: Float32Array
+    noise_coefficients: Float32Array
+    control_coefficients: Float32Array
+    streams: Int64Array | None = None
     latents_are_noisy: bool = False
     keep_predictions: bool = False
 
@@ -114,13 +119,13 @@ class WorkResult:
     finite.
 
     Attributes:
-        residuals: float64 [n, 3] on the CPU, with the reduction: ||h||^2, <h, eps> and
+        residuals: float64 [n, 3], with the reduction: ||h||^2, <h, eps> and
             ||eps||^2 of each draw, h = sum_j a_j eps_hat + d eps.
     """
 
     reduction: Reduction | None = None
-    residuals: torch.Tensor | None = None
-    predictions: torch.Tensor | None = None
+    residuals: Float64Array | None = None
+    predictions: Float32Array | None = None
     failure: NonFiniteDraw | None = None
 
 

@@ -127,7 +127,7 @@ class Worker:
         missing = [h for h in packet["handles"] if h not in self._conditionings]
         if missing:
             return {"missing": missing}
-        works = unpack_works(packet, [torch.from_numpy(x) for x in latents], self._conditioning)
+        works = unpack_works(packet, latents, self._conditioning)
         self._forget(keep=len(packet["handles"]))
         try:
             return {"result": pack_results(await replica.run(works, lambda _: True))}

@@ -48,6 +48,7 @@ class Staged:
         conditionings: the distinct ones.
         shares_noise, shares_latents: whether draws have eps or latents in common; else the i-th
             draw has the i-th.
+        all_noisy: whether every work's latents are z_t, so that no eps is used.
         has_references, has_control: whether any row is at a reference; whether any control
             coefficient is not zero.
         scales, control_coefficients: float32 [n], on the host too.
@@ -63,6 +64,7 @@ class Staged:
     conditionings: Sequence[Conditioning]
     shares_noise: bool
     shares_latents: bool
+    all_noisy: bool
     has_references: bool
     has_control: bool
     scales: Float32Array
@@ -92,8 +94,8 @@ def stage(
     ]
     arrays: dict[str, npt.NDArray[Any]] = {}
 
-    def joined(values: Callable[[Work], torch.Tensor]) -> npt.NDArray[Any]:
-        return torch.cat([values(work) for work in ordered]).numpy()
+    def joined(values: Callable[[Work], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        return np.concatenate([values(work) for work in ordered])
 
     t = joined(lambda work: work.timesteps)
     noisy = np.repeat([work.latents_are_noisy for work in ordered], sizes)
@@ -106,14 +108,14 @@ def stage(
     arrays["scales"] = joined(lambda work: work.scales)
     arrays["noise_coefficients"] = joined(lambda work: work.noise_coefficients)
     arrays["control_coefficients"] = joined(lambda work: work.control_coefficients)
-    arrays["branch_coefficients"] = torch.cat(
+    arrays["branch_coefficients"] = np.concatenate(
         [
             work.branch_coefficients[j]
             for j in range(len(draws_with))
             for work in ordered
             if len(work.branches) > j
         ]
-    ).numpy()
+    )
     renders = joined(lambda work: work.renders)
     renders_of = [renders[a:b] for a, b in pairwise(bounds)]
     indices = joined(lambda work: work.noise_indices)
@@ -141,6 +143,7 @@ def stage(
         conditionings=conditionings,
         shares_noise=len(arrays["noise_renders"]) < draws,
         shares_latents=len(staged_latents) != draws,
+        all_noisy=bool(noisy.all()),
         has_references=has_references,
         has_control=bool(arrays["control_coefficients"].any()),
         scales=arrays["scales"],
@@ -171,7 +174,7 @@ class _LatentTable:
     """The renders in use, each work's own: ``pieces`` to be joined, and the draws' indices."""
 
     def __init__(self, works: Sequence[Work], renders_of: Sequence[Int64Array]) -> None:
-        self.pieces: list[torch.Tensor] = []
+        self.pieces: list[Float32Array] = []
         self._rows = 0
         of_draw: list[Int64Array] = []
         references: list[tuple[Int64Array, Int64Array]] = []
@@ -190,7 +193,7 @@ class _LatentTable:
             self.arrays["reference_draws"] = np.concatenate([draws for draws, _ in references])
             self.arrays["reference_latents"] = np.concatenate([rows for _, rows in references])
 
-    def _add(self, latents: torch.Tensor, used: Int64Array) -> int:
+    def _add(self, latents: Float32Array, used: Int64Array) -> int:
         """Index of the first of the used renders."""
         self.pieces.append(latents if len(used) == len(latents) else latents[used])
         self._rows += len(used)
@@ -241,20 +244,20 @@ def _conditioning_table(
 
 
 def _send(
-    pieces: Sequence[torch.Tensor],
+    pieces: Sequence[Float32Array],
     arrays: Mapping[str, npt.NDArray[Any]],
     device: torch.device,
     stream: torch.cuda.Stream | None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.cuda.Event | None]:
     if device.type == "cpu":
-        latents = pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
+        latents = torch.from_numpy(np.concatenate(pieces))
         return latents, {name: torch.from_numpy(array) for name, array in arrays.items()}, None
     # From pinned memory a copy does not hold up the host.
     pinned = device.type == "cuda"
     rows = torch.empty(
         sum(map(len, pieces)), *pieces[0].shape[1:], dtype=torch.float32, pin_memory=pinned
     )
-    torch.cat(list(pieces), out=rows)
+    np.concatenate(pieces, out=rows.numpy())
     packed = pack(arrays, pinned)
     with torch.cuda.stream(stream):  # None changes nothing
         latents = rows.to(device, non_blocking=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +64,7 @@ class PackedWorks(NamedTuple):
     """A packet with what travels apart: distinct latents, conditionings by handle."""
 
     packet: WorkPacket
-    latents: list[torch.Tensor]
+    latents: list[Float32Array]
     conditionings: dict[str, Conditioning]
 
 
@@ -79,7 +79,7 @@ class ResultPacket(TypedDict):
         residuals: float64 [., 3].
         reduced: works that have a reduction.
         moment_keys: int64 [M, 4]: work, render, group size, count.
-        means: float64 [M, D].
+        means: float64 [M, D], exact; ``single``: which of them are float32, as of one draw.
         deviations: float64 [M].
         spread_keys, twin_keys: int64 [., 2]: work, render.
         spreads, twins: float64.
@@ -93,6 +93,7 @@ class ResultPacket(TypedDict):
     reduced: list[int]
     moment_keys: Int64Array
     means: Float64Array
+    single: list[bool]
     deviations: Float64Array
     spread_keys: Int64Array
     spreads: Float64Array
@@ -101,19 +102,19 @@ class ResultPacket(TypedDict):
 
 
 def pack_works(works: Sequence[Work]) -> PackedWorks:
-    """Tensors keep their bits; latents that several works share are listed once."""
-    latents: list[torch.Tensor] = []
+    """Arrays keep their bits; latents that several works share are listed once."""
+    latents: list[Float32Array] = []
     conditionings: dict[str, Conditioning] = {}
     slots: dict[int, int] = {}
     handles: dict[str, int] = {}
 
-    def slot(tensor: torch.Tensor | None) -> int:
-        if tensor is None:
+    def slot(array: Float32Array | None) -> int:
+        if array is None:
             return -1
-        if id(tensor) not in slots:
-            slots[id(tensor)] = len(latents)
-            latents.append(tensor)
-        return slots[id(tensor)]
+        if id(array) not in slots:
+            slots[id(array)] = len(latents)
+            latents.append(array)
+        return slots[id(array)]
 
     def index(conditioning: Conditioning) -> int:
         conditionings.setdefault(conditioning.handle, conditioning)
@@ -137,25 +138,27 @@ def pack_works(works: Sequence[Work]) -> PackedWorks:
             for work in works
         ],
         handles=list(handles),
-        indices=_joined([torch.stack(_indices(work)) for work in works]),
-        values=_joined([torch.stack(_values(work)) for work in works]),
-        branch_coefficients=_joined([work.branch_coefficients.reshape(-1) for work in works]),
+        indices=np.concatenate([np.stack(_indices(work)) for work in works], axis=1),
+        values=np.concatenate([np.stack(_values(work)) for work in works], axis=1),
+        branch_coefficients=np.concatenate(
+            [work.branch_coefficients.reshape(-1) for work in works]
+        ),
     )
     return PackedWorks(packet, latents, conditionings)
 
 
-def _indices(work: Work) -> list[torch.Tensor]:
-    streams = torch.zeros_like(work.renders) if work.streams is None else work.streams
+def _indices(work: Work) -> list[Int64Array]:
+    streams = np.zeros_like(work.renders) if work.streams is None else work.streams
     return [work.renders, work.timesteps, work.noise_indices, work.groups, work.cells, streams]
 
 
-def _values(work: Work) -> list[torch.Tensor]:
+def _values(work: Work) -> list[Float32Array]:
     return [work.signs, work.scales, work.noise_coefficients, work.control_coefficients]
 
 
 def unpack_works(
     packet: WorkPacket,
-    latents: Sequence[torch.Tensor],
+    latents: Sequence[Float32Array],
     conditioning: Callable[[str], Conditioning],
 ) -> list[Work]:
     """The works that were packed.
@@ -166,9 +169,8 @@ def unpack_works(
     """
     known = [conditioning(handle) for handle in packet["handles"]]
     # Copies: what arrives is read-only memory, which torch refuses to share quietly.
-    indices = torch.from_numpy(packet["indices"].copy())
-    values = torch.from_numpy(packet["values"].copy())
-    coefficients = torch.from_numpy(packet["branch_coefficients"].copy())
+    indices, values = packet["indices"].copy(), packet["values"].copy()
+    coefficients = packet["branch_coefficients"].copy()
     works: list[Work] = []
     row = flat = 0
     for head, branches in zip(packet["heads"], packet["branches"], strict=True):
@@ -219,12 +221,15 @@ def pack_results(microbatch: MicrobatchResult) -> ResultPacket:
             for i, r in results
             if r.failure is not None
         },
-        predictions={i: r.predictions.numpy() for i, r in results if r.predictions is not None},
+        predictions={i: r.predictions for i, r in results if r.predictions is not None},
         residual_rows=[-1 if r.residuals is None else len(r.residuals) for _, r in results],
-        residuals=_joined(residuals, 0) if residuals else np.empty((0, 3)),
+        residuals=np.concatenate(residuals) if residuals else np.empty((0, 3)),
         reduced=[i for i, _ in reductions],
         moment_keys=_table([(i, render, size, m.count) for i, render, size, m in moments], 4),
-        means=torch.stack([m.mean for *_, m in moments]).numpy() if moments else np.empty((0, 0)),
+        single=[m.mean.dtype == torch.float32 for *_, m in moments],
+        means=torch.stack([m.mean.double() for *_, m in moments]).numpy()
+        if moments
+        else np.empty((0, 0)),
         deviations=np.array([m.deviation for *_, m in moments]),
         spread_keys=_table([(i, render) for i, render, _ in spreads], 2),
         spreads=np.array([value for *_, value in spreads]),
@@ -239,11 +244,15 @@ def unpack_results(packet: ResultPacket) -> MicrobatchResult:
     reductions = {i: Reduction({}, {}, {}) for i in packet["reduced"]}
     keys: list[list[int]] = packet["moment_keys"].tolist()
     deviations: list[float] = packet["deviations"].tolist()
-    for (i, render, size, count), mean, deviation in zip(keys, means, deviations, strict=True):
-        reductions[i].moments[render, size] = Moments(count, mean, deviation)
+    for (i, render, size, count), mean, single, deviation in zip(
+        keys, means, packet["single"], deviations, strict=True
+    ):
+        reductions[i].moments[render, size] = Moments(
+            count, mean.float() if single else mean, deviation
+        )
     _fill({i: r.spreads for i, r in reductions.items()}, packet["spread_keys"], packet["spreads"])
     _fill({i: r.twins for i, r in reductions.items()}, packet["twin_keys"], packet["twins"])
-    residuals = torch.from_numpy(packet["residuals"].copy())
+    residuals = packet["residuals"].copy()
     ends = accumulate((max(rows, 0) for rows in packet["residual_rows"]), initial=0)
     results: list[WorkResult] = []
     for i, (start, stop) in enumerate(pairwise(ends)):
@@ -252,7 +261,7 @@ def unpack_results(packet: ResultPacket) -> MicrobatchResult:
             WorkResult(
                 reduction=reductions.get(i),
                 residuals=residuals[start:stop] if packet["residual_rows"][i] >= 0 else None,
-                predictions=None if predictions is None else torch.from_numpy(predictions.copy()),
+                predictions=None if predictions is None else predictions.copy(),
                 failure=None if failure is None else NonFiniteDraw(*failure),
             )
         )
@@ -268,7 +277,3 @@ def _fill(targets: Mapping[int, dict[int, float]], keys: Int64Array, values: Flo
 
 def _table(rows: Sequence[tuple[int, ...]], columns: int) -> Int64Array:
     return np.array(rows, dtype=np.int64).reshape(-1, columns)
-
-
-def _joined(parts: Sequence[torch.Tensor], axis: int = -1) -> npt.NDArray[Any]:
-    return torch.cat(list(parts), dim=axis).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, cast
 
 import numpy.typing as npt
@@ -110,9 +111,10 @@ def unpack_description(plain: Mapping[str, Any]) -> TeacherDescription:
     return TeacherDescription(**(dict[str, Any](plain) | rebuilt))
 
 
-def _fields(value: object, *but: str) -> dict[str, Any]:
+def _fields(value: Any, *but: str) -> dict[str, Any]:
     """A dataclass's fields that are plain already."""
-    return {name: field for name, field in vars(value).items() if name not in but}
+    names = [field.name for field in fields(value) if field.name not in but]
+    return {name: getattr(value, name) for name in names}
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -29,20 +29,25 @@ class DrawLabels:
     """Whose the draws of one work are.
 
     Attributes:
-        renders, groups, cells: int64 [n] on the CPU, 0 or more. Every draw of a cell that is
+        renders, groups, cells: int64 [n], 0 or more. Every draw of a cell that is
             present must be present.
         streams: int64 [n], 0 or 1: two streams of the same plan, whose groups and cells of one
             number are twins. Owners are then 2 render + stream.
     """
 
-    renders: torch.Tensor
-    groups: torch.Tensor
-    cells: torch.Tensor
-    streams: torch.Tensor | None = None
+    renders: Int64Array
+    groups: Int64Array
+    cells: Int64Array
+    streams: Int64Array | None = None
 
     @property
-    def owners(self) -> torch.Tensor:
+    def owners(self) -> Int64Array:
         return self.renders if self.streams is None else 2 * self.renders + self.streams
+
+    @property
+    def is_lone_draw(self) -> bool:
+        """One draw, which nothing is to be set against."""
+        return self.streams is None and self.groups.tolist() == self.cells.tolist()
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,10 @@ class _Groups:
 
 def reduce_groups(
     values: torch.Tensor,
-    renders: torch.Tensor,
-    groups: torch.Tensor,
-    cells: torch.Tensor,
-    streams: torch.Tensor | None = None,
+    renders: Int64Array,
+    groups: Int64Array,
+    cells: Int64Array,
+    streams: Int64Array | None = None,
 ) -> Reduction:
     """As ``reduce_works``, of one work."""
     return reduce_works(values, [DrawLabels(renders, groups, cells, streams)])[0]
@@ -83,6 +88,8 @@ def reduce_works(values: torch.Tensor, works: Sequence[DrawLabels]) -> list[Redu
     work's in memory of its own.
     """
     flat = values.flatten(1)
+    if len(flat) == len(works) and all(work.is_lone_draw for work in works):
+        return _lone_draws(flat, works)
     groups = _grouped(works)
     count = len(groups.sizes)
     if count == len(flat) and np.array_equal(groups.of_draw, np.arange(count)):
@@ -102,7 +109,7 @@ def reduce_works(values: torch.Tensor, works: Sequence[DrawLabels]) -> list[Redu
         means = sums[_on(sums, kinds)]
     host_means = means.cpu()
 
-    uneven = np.array([not torch.equal(work.cells, work.groups) for work in works])
+    uneven = np.array([not np.array_equal(work.cells, work.groups) for work in works])
     spreads = _spreads(sums, groups, np.flatnonzero(uneven[groups.works]), len(works))
     streamed = np.array([work.streams is not None for work in works])
     twins = _twins(sums, groups, np.flatnonzero(streamed[groups.works]), len(works))
@@ -128,15 +135,23 @@ def reduce_works(values: torch.Tensor, works: Sequence[DrawLabels]) -> list[Redu
     return reductions
 
 
+def _lone_draws(flat: torch.Tensor, works: Sequence[DrawLabels]) -> list[Reduction]:
+    """What many clients' requests of one draw make of a microbatch."""
+    means = flat.cpu().unbind()
+    if len(means) > 1:
+        # A view would keep the whole microbatch alive for as long as its work's request.
+        means = [mean.clone() for mean in means]
+    return [
+        Reduction({(int(work.renders[0]), 1): Moments(1, mean, 0.0)}, {}, {})
+        for work, mean in zip(works, means, strict=True)
+    ]
+
+
 def _grouped(works: Sequence[DrawLabels]) -> _Groups:
     work_of_draw = np.repeat(np.arange(len(works)), [len(work.renders) for work in works])
-    owners, labels, cells = torch.stack(
-        [
-            torch.cat([work.owners for work in works]),
-            torch.cat([work.groups for work in works]),
-            torch.cat([work.cells for work in works]),
-        ]
-    ).numpy()
+    owners = np.concatenate([work.owners for work in works])
+    labels = np.concatenate([work.groups for work in works])
+    cells = np.concatenate([work.cells for work in works])
     span = int(owners.max()) + 1
     keys = work_of_draw * span + owners
     first, of_draw, sizes = _unique(keys, labels)

@@ -5,8 +5,10 @@ g_r = E_{t ~ p, eps ~ N(0, I)} [ w(t) ( sum_j a_j(t) eps_hat(z_t, t, c_j) + d(t)
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -45,9 +47,10 @@ class NamedWeighting(Enum):
     """1 / sigma: the residual in units of the score."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ObjectiveTables:
-    """An objective on a teacher's grid of N timesteps.
+    """An objective on a teacher's grid of N timesteps. Equal to itself alone, so that what is
+    derived from it may be cached by it.
 
     Attributes:
         prior: p(t), float64 [N], sums to one.
@@ -60,6 +63,22 @@ class ObjectiveTables:
     weighting: Float64Array
     branch_coefficients: Float64Array
     noise_coefficient: Float64Array
+
+    @cached_property
+    def scale(self) -> Float64Array:
+        """|w(t)|, float64 [N]; zero where the prior is."""
+        return np.abs(np.where(self.prior > 0, self.weighting, 0.0))
+
+    @cached_property
+    def largest_scale(self) -> float:
+        return float(self.scale.max())
+
+    @cached_property
+    def residual_digest(self) -> bytes:
+        """SHA-256 over the coefficients a_j(t) and d(t)."""
+        content = hashlib.sha256(np.ascontiguousarray(self.branch_coefficients).tobytes())
+        content.update(self.noise_coefficient.tobytes())
+        return content.digest()
 
 
 def weighting_values(name: NamedWeighting, schedule: Schedule) -> Float64Array:

@@ -12,15 +12,25 @@ record: clients anneal them without losing what was learned.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from carv_server.sampling.schedule import Schedule, bounded_log_snr
 
-__all__ = ["BINS", "DrawStatistics", "Past", "empty_statistics", "past_on_grid", "record_draws"]
+__all__ = [
+    "BINS",
+    "DrawStatistics",
+    "Past",
+    "empty_statistics",
+    "past_on_grid",
+    "record_batches",
+    "record_draws",
+]
 
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
@@ -33,24 +43,25 @@ _FLAT_DRAWS = 1.0  # and the neighbourhood's against so many of the mean over al
 
 @dataclass(frozen=True)
 class DrawStatistics:
-    """Discounted sums over past draws by bin, each float64 [BINS].
+    """Discounted sums over past draws by bin.
 
     Attributes:
-        draws: number of draws.
-        squared_norms: sum of ||h||^2.
-        noise_products: sum of <h, eps>.
-        noise_norms: sum of ||eps||^2.
+        sums: float64 [4, BINS]: number of draws, and their sums of ||h||^2, <h, eps> and
+            ||eps||^2.
     """
 
-    draws: Float64Array
-    squared_norms: Float64Array
-    noise_products: Float64Array
-    noise_norms: Float64Array
+    sums: Float64Array
+
+    @cached_property
+    def draws(self) -> float:
+        """Discounted number of all draws."""
+        return float(self.sums[0].sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Past:
-    """Moments of the residual on the teacher's grid, as past draws have them.
+    """Moments of the residual on the teacher's grid, as past draws have them. Equal to itself
+    alone, so that what is derived from it may be cached by it.
 
     Attributes:
         draws: discounted number of draws behind it, above zero.
@@ -67,7 +78,7 @@ class Past:
 
 def empty_statistics() -> DrawStatistics:
     """No draws yet."""
-    return DrawStatistics(*(np.zeros(BINS) for _ in range(4)))
+    return DrawStatistics(np.zeros((4, BINS)))
 
 
 def record_draws(
@@ -83,18 +94,32 @@ def record_draws(
         timesteps: int64 [n].
         residuals: float64 [n, 3]: ||h||^2, <h, eps> and ||eps||^2 of each draw.
     """
-    bins = _bin_of_timestep(schedule)[timesteps]
-    keep = math.exp(-len(timesteps) / memory)
+    return record_batches(past, schedule, [(timesteps, residuals)], memory)
 
-    def added(sums: Float64Array, values: Float64Array | None) -> Float64Array:
-        return keep * sums + np.bincount(bins, values, minlength=BINS)
 
-    return DrawStatistics(
-        draws=added(past.draws, None),
-        squared_norms=added(past.squared_norms, residuals[:, 0]),
-        noise_products=added(past.noise_products, residuals[:, 1]),
-        noise_norms=added(past.noise_norms, residuals[:, 2]),
-    )
+def record_batches(
+    past: DrawStatistics,
+    schedule: Schedule,
+    batches: Sequence[tuple[Int64Array, Float64Array]],
+    memory: float,
+) -> DrawStatistics:
+    """``record_draws`` of one batch after the other, at once."""
+    sizes = [len(timesteps) for timesteps, _ in batches]
+    timesteps = np.concatenate([timesteps for timesteps, _ in batches])
+    values = np.ones((4, len(timesteps)))
+    values[1:] = np.concatenate([residuals for _, residuals in batches]).T
+    later = sum(sizes)
+    keep = math.exp(-later / memory)
+    if len(batches) > 1:
+        # A batch is discounted by those after it.
+        discounts: list[float] = []
+        for size in sizes:
+            later -= size
+            discounts += [math.exp(-later / memory)] * size
+        values *= discounts
+    slots = _grid(schedule).slots[:, timesteps]
+    added = np.bincount(slots.reshape(-1), values.reshape(-1), minlength=4 * BINS)
+    return DrawStatistics(keep * past.sums + added.reshape(4, BINS))
 
 
 def past_on_grid(statistics: DrawStatistics, schedule: Schedule) -> Past | None:
@@ -102,36 +127,31 @@ def past_on_grid(statistics: DrawStatistics, schedule: Schedule) -> Past | None:
 
     Where no draw fell near, ||h|| is taken for flat.
     """
-    total = float(statistics.draws.sum())
-    if not total > 0 or not statistics.squared_norms.sum() > 0:
+    total, squared_norms, *_ = statistics.sums.sum(axis=1).tolist()
+    if not total > 0 or not squared_norms > 0:
         return None
-    second = _smoothed(statistics.squared_norms, statistics.draws)
-    noise = _smoothed(statistics.noise_norms, statistics.draws)
-    product = _smoothed(statistics.noise_products, statistics.draws)
+    second, product, noise = _smoothed(statistics.sums)
     slope = product / np.where(noise > 0, noise, 1.0)
     # Cauchy-Schwarz holds for the sums of each bin, and smoothing keeps it: never below zero
     # but by rounding.
     controlled = np.maximum(second - slope * product, 0.0)
-    position = _bin_position(schedule)
-    nodes = np.arange(BINS, dtype=np.float64)
-
-    def on_grid(values: Float64Array) -> Float64Array:
-        return np.interp(position, nodes, values)
-
-    return Past(
-        draws=total,
-        root_second_moment=on_grid(np.sqrt(second)),
-        noise_slope=on_grid(slope),
-        root_controlled_moment=on_grid(np.sqrt(controlled)),
-    )
+    by_bin = np.stack([np.sqrt(second), slope, np.sqrt(controlled)])
+    second_moment, noise_slope, controlled_moment = by_bin @ _grid(schedule).interpolation
+    return Past(total, second_moment, noise_slope, controlled_moment)
 
 
-def _smoothed(sums: Float64Array, draws: Float64Array) -> Float64Array:
-    """Mean by bin, shrunk to that of its neighbourhood, and that to the mean of all."""
-    kernel = _kernel()
-    overall = sums.sum() / draws.sum()
-    near = (kernel @ sums + _FLAT_DRAWS * overall) / (kernel @ draws + _FLAT_DRAWS)
-    return (sums + _SMOOTH_DRAWS * near) / (draws + _SMOOTH_DRAWS)
+def _smoothed(sums: Float64Array) -> Float64Array:
+    """Means by bin of ||h||^2, <h, eps> and ||eps||^2, [3, BINS]: each shrunk to that of its
+    neighbourhood, and that to the mean of all.
+
+    Args:
+        sums: of ``DrawStatistics``.
+    """
+    draws, values = sums[0], sums[1:]
+    near = sums @ _kernel()  # symmetric
+    overall = values.sum(axis=1, keepdims=True) / draws.sum()
+    mean = (near[1:] + _FLAT_DRAWS * overall) / (near[0] + _FLAT_DRAWS)
+    return (values + _SMOOTH_DRAWS * mean) / (draws + _SMOOTH_DRAWS)
 
 
 @cache
@@ -140,16 +160,28 @@ def _kernel() -> Float64Array:
     return np.exp(-0.5 * ((bins[:, None] - bins) / _BANDWIDTH) ** 2)
 
 
-def _bin_position(schedule: Schedule) -> Float64Array:
-    """Where each timestep lies among the bins' centres, float64 [N]; bins are of equal width
-    over the schedule's range of log-SNR."""
+class _Grid(NamedTuple):
+    """A schedule's timesteps among the bins, which are of equal width over its log-SNR.
+
+    Attributes:
+        slots: int64 [4, N], where in the flattened ``DrawStatistics.sums`` a draw of each timestep
+            counts.
+        interpolation: float64 [BINS, N], linear from values at the bins' centres to each timestep.
+    """
+
+    slots: Int64Array
+    interpolation: Float64Array
+
+
+@lru_cache(maxsize=64)
+def _grid(schedule: Schedule) -> _Grid:
     log_snr = bounded_log_snr(schedule.log_snr)
     low, high = float(log_snr.min()), float(log_snr.max())
     width = (high - low) / BINS or 1.0
-    return (log_snr - low) / width - 0.5
-
-
-def _bin_of_timestep(schedule: Schedule) -> Int64Array:
-    """Bin of each timestep, int64 [N]."""
-    rounded = np.rint(_bin_position(schedule)).astype(np.int64)
-    return np.clip(rounded, 0, BINS - 1)
+    position = (log_snr - low) / width - 0.5
+    bins = np.clip(np.rint(position).astype(np.int64), 0, BINS - 1)
+    nodes = np.arange(BINS, dtype=np.float64)
+    return _Grid(
+        np.arange(4)[:, np.newaxis] * BINS + bins,
+        np.stack([np.interp(position, nodes, one) for one in np.eye(BINS)]),
+    )

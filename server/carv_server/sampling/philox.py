@@ -1,5 +1,6 @@
 """Philox4x32-10 (Salmon et al., SC 2011) as a device likes it best: numpy's wrapping uint64 on a
-CPU, int64 tensors elsewhere. The law and the counter layout are those of ``carv.noise``.
+CPU, int64 tensors elsewhere, Python's integers for a counter or two. The law and the counter layout
+are those of ``carv.noise``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["WordBlock", "noise_words", "philox4x32"]
+__all__ = ["WordBlock", "noise_words", "one_philox4x32", "philox4x32"]
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -30,6 +31,17 @@ def philox4x32(counter: Words, key: tuple[torch.Tensor, torch.Tensor]) -> Words:
         high0, low0 = _multiply(c0, _MULTIPLIERS[0])
         high1, low1 = _multiply(c2, _MULTIPLIERS[1])
         c0, c1, c2, c3 = (high1 ^ c1 ^ k0) & _LOW, low1, (high0 ^ c3 ^ k1) & _LOW, low0
+        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+    return c0, c1, c2, c3
+
+
+def one_philox4x32(c0: int, c1: int, c2: int, c3: int, seed: int) -> tuple[int, int, int, int]:
+    """Philox4x32-10 of one counter: 10 us, where numpy's calls take over 100 for any few."""
+    k0, k1 = seed & _LOW, seed >> 32
+    for _ in range(_ROUNDS):
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1 = (product1 >> 32) ^ c1 ^ k0, product1 & _LOW
+        c2, c3 = (product0 >> 32) ^ c3 ^ k1, product0 & _LOW
         k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
     return c0, c1, c2, c3
 

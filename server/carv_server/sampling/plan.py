@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +13,10 @@ import numpy.typing as npt
 from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.past import Past
 from carv_server.sampling.proposals import (
+    Cumulative,
     Proposal,
     adaptive_table,
+    cumulative,
     importance_weights,
     inverse_cdf,
     weight_table,
@@ -73,7 +77,7 @@ class Sampling:
     control_variate: ControlVariate | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Resolved:
     """How draws are made, every choice taken.
 
@@ -91,6 +95,10 @@ class Resolved:
     table: Float64Array
     control: Float64Array
     past_draws: float
+
+    @cached_property
+    def law(self) -> Cumulative:
+        return cumulative(self.table)
 
 
 def resolve(
@@ -114,6 +122,13 @@ def resolve(
     Raises:
         ValueError: ``weight`` asked for with w zero wherever p is not.
     """
+    return _resolve(sampling, objective, past, draws > 1)
+
+
+@lru_cache(maxsize=64)  # requests that come between two answers have one past
+def _resolve(
+    sampling: Sampling, objective: ObjectiveTables, past: Past | None, coupled: bool
+) -> Resolved:
     control = _control_variate(sampling.control_variate, objective, past)
     moment = None
     if past is not None:
@@ -126,7 +141,7 @@ def resolve(
     return Resolved(
         sampler=sampling.sampler or TimestepSampler.NESTED,
         proposal=proposal,
-        coupling=coupling if draws > 1 else NoiseCoupling.IID,
+        coupling=coupling if coupled else NoiseCoupling.IID,
         control_variate=control,
         table=table,
         control=-past.noise_slope
@@ -146,7 +161,7 @@ def _control_variate(
     if past.draws < _CONTROL_DRAWS:
         return ControlVariate.NONE
     # The least second moment over proposals is (sum p |w| sqrt(m2))^2, with and without.
-    scale = objective.prior * np.abs(np.where(objective.prior > 0, objective.weighting, 0.0))
+    scale = objective.prior * objective.scale
     before = float(scale @ past.root_second_moment) ** 2
     after = float(scale @ past.root_controlled_moment) ** 2
     gains = after < (1.0 - _CONTROL_GAIN) * before
@@ -234,27 +249,45 @@ def plan_at_points(
     opposite signs, and under any stratified sampler they lie in adjacent strata, so each
     keeps its own t. The last draw of an odd K stands alone.
     """
-    timesteps = inverse_cdf(resolved.table, points)
-    k: Int64Array = np.arange(points.shape[1], dtype=np.int64)
-    if resolved.coupling is NoiseCoupling.ANTITHETIC:
+    timesteps = inverse_cdf(resolved.law, points)
+    renders, draws = points.shape
+    layout = _layout(resolved.sampler, resolved.coupling, renders, draws)
+    return DrawPlan(
+        timesteps=timesteps,
+        noise_indices=layout.groups + first_noise_index,
+        signs=layout.signs,
+        importance_weights=importance_weights(objective.prior, resolved.table, timesteps),
+        control_coefficients=resolved.control[timesteps],
+        groups=layout.groups,
+        cells=layout.cells,
+        identically_distributed=resolved.sampler is TimestepSampler.IID,
+    )
+
+
+class _Layout(NamedTuple):
+    """What of a plan depends on its size alone: [R, K], read-only."""
+
+    groups: Int64Array
+    cells: Int64Array
+    signs: Float64Array
+
+
+@lru_cache(maxsize=256)
+def _layout(sampler: TimestepSampler, coupling: NoiseCoupling, renders: int, draws: int) -> _Layout:
+    k: Int64Array = np.arange(draws, dtype=np.int64)
+    if coupling is NoiseCoupling.ANTITHETIC:
         group, sign = k // 2, np.where(k % 2 == 0, 1.0, -1.0)
     else:
-        group, sign = k, np.ones(len(k))
+        group, sign = k, np.ones(draws)
     # Only where each render has strata of its own are neighbours in k neighbours in t by design:
     # under ``global`` the draws of a render are dealt at random and then sorted.
-    if resolved.sampler in (TimestepSampler.STRATIFIED, TimestepSampler.NESTED):
+    if sampler in (TimestepSampler.STRATIFIED, TimestepSampler.NESTED):
         cell = np.minimum(group // 2, max(0, (int(group[-1]) - 1) // 2))
     else:
         cell = group
-    return DrawPlan(
-        timesteps=timesteps,
-        noise_indices=np.broadcast_to(first_noise_index + group, points.shape),
-        signs=np.broadcast_to(sign, points.shape),
-        importance_weights=importance_weights(objective.prior, resolved.table, timesteps),
-        control_coefficients=resolved.control[timesteps],
-        groups=np.broadcast_to(group, points.shape),
-        cells=np.broadcast_to(cell, points.shape),
-        identically_distributed=resolved.sampler is TimestepSampler.IID,
+    shape = (renders, draws)
+    return _Layout(
+        np.broadcast_to(group, shape), np.broadcast_to(cell, shape), np.broadcast_to(sign, shape)
     )
 
 
@@ -266,9 +299,13 @@ def explicit_plan(
 ) -> DrawPlan:
     """A plan from the client's own draws, all [R, K]; draws that share a noise index are one
     group. Nothing is known of the law of the client's timesteps."""
+    # Ranks of the distinct indices of each render.
+    order = np.argsort(noise_indices, axis=1)
+    sorted_indices = np.take_along_axis(noise_indices, order, axis=1)
+    ranks = np.zeros_like(noise_indices)
+    ranks[:, 1:] = np.cumsum(sorted_indices[:, 1:] != sorted_indices[:, :-1], axis=1)
     groups = np.empty_like(noise_indices)
-    for render, row in enumerate(noise_indices):
-        groups[render] = np.unique(row, return_inverse=True)[1].reshape(-1)
+    np.put_along_axis(groups, order, ranks, axis=1)
     return DrawPlan(
         timesteps, noise_indices, signs, weights, np.zeros_like(weights), groups, groups, False
     )
@@ -276,6 +313,8 @@ def explicit_plan(
 
 def effective_sample_size(weights: Float64Array) -> Float64Array:
     """Kish's (sum w)^2 / sum w^2 over the last axis; zero where all weights are zero."""
-    squares = np.sum(weights**2, axis=-1)
-    totals = np.sum(weights, axis=-1) ** 2
+    if weights.shape[-1] == 1:
+        return (weights[..., 0] != 0).astype(np.float64)
+    squares = (weights * weights).sum(axis=-1)
+    totals = weights.sum(axis=-1) ** 2
     return np.divide(totals, squares, out=np.zeros_like(totals), where=squares > 0)

@@ -29,7 +29,12 @@ import numpy.typing as npt
 
 from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.plan import PROFILE_STREAMS, DrawPlan
-from carv_server.sampling.proposals import inverse_cdf, proportional_table, weight_table
+from carv_server.sampling.proposals import (
+    cumulative,
+    inverse_cdf,
+    proportional_table,
+    weight_table,
+)
 from carv_server.sampling.schedule import bounded_log_snr
 from carv_server.sampling.timesteps import TimestepSampler, place_points
 
@@ -114,7 +119,7 @@ def plan_bin(
     """
     pairs, stream = draws // 2, PROFILE_STREAMS[index]
     points = place_points(TimestepSampler.IID, renders, pairs, seed, stream)
-    timesteps = np.repeat(inverse_cdf(where.table(prior), points), 2, axis=1)
+    timesteps = np.repeat(inverse_cdf(cumulative(where.table(prior)), points), 2, axis=1)
     pair = np.broadcast_to(np.repeat(np.arange(pairs), 2), timesteps.shape)
     return DrawPlan(
         timesteps=timesteps,

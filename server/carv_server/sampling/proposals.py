@@ -4,6 +4,8 @@ carries the importance weight p/q."""
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +14,10 @@ from carv_server.sampling.objective import ObjectiveTables
 
 __all__ = [
     "DEFENSIVE_SHARE",
+    "Cumulative",
     "Proposal",
     "adaptive_table",
+    "cumulative",
     "importance_weights",
     "inverse_cdf",
     "proportional_table",
@@ -36,6 +40,7 @@ class Proposal(Enum):
     ADAPTIVE = "adaptive"
 
 
+@lru_cache(maxsize=64)
 def weight_table(objective: ObjectiveTables) -> Float64Array | None:
     """q proportional to p |w|, float64 [N]: the paper's heuristic (arXiv 2605.21489, Section 4).
 
@@ -67,8 +72,7 @@ def adaptive_table(
 
 def proportional_table(objective: ObjectiveTables, factor: Float64Array) -> Float64Array | None:
     """p |w| factor, normalised, float64 [N]; None where that is zero everywhere."""
-    used = objective.prior > 0  # the weighting may be infinite elsewhere
-    scale = np.abs(np.where(used, objective.weighting, 0.0)) * factor
+    scale = objective.scale * factor
     # The largest first: products of a prior near the float limits stay finite.
     largest = scale.max(initial=0.0)
     if not largest > 0:
@@ -78,15 +82,25 @@ def proportional_table(objective: ObjectiveTables, factor: Float64Array) -> Floa
     return mass / total if total > 0 else None
 
 
-def inverse_cdf(table: Float64Array, points: Float64Array) -> Int64Array:
+class Cumulative(NamedTuple):
+    """CDF(t), float64 [N], but for rounding; ``last``: the last timestep of the support."""
+
+    sums: Float64Array
+    last: int
+
+
+def cumulative(table: Float64Array) -> Cumulative:
+    """Of a law on the grid."""
+    return Cumulative(np.cumsum(table), int(table.nonzero()[0][-1]))
+
+
+def inverse_cdf(law: Cumulative, points: Float64Array) -> Int64Array:
     """Timesteps t = min { t : u < CDF(t) } for points u in [0, 1), int64 of the same shape."""
-    cdf = np.cumsum(table)
-    support = np.flatnonzero(table)
     # The last cumulative sum may round below u: stay on the support.
     found: Int64Array = np.searchsorted(  # pyright: ignore[reportUnknownVariableType]
-        cdf, points * cdf[-1], side="right"
+        law.sums, points * law.sums[-1], side="right"
     )
-    return np.minimum(found, support[-1])  # pyright: ignore[reportUnknownArgumentType]
+    return np.minimum(found, law.last)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def importance_weights(

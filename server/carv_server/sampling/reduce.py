@@ -13,6 +13,7 @@ spread falls as 1/K^2 against the rest, and makes the estimate conservative.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Moments:
 
     Attributes:
         count: number of groups.
-        mean: float64 [D], mean of S_j.
+        mean: float64 [D], mean of S_j; float32 where it is one draw's own value, which that holds.
         deviation: sum_j ||S_j - mean||^2.
     """
 
@@ -69,7 +70,7 @@ def merge_moments(parts: Iterable[Moments]) -> Moments:
     total = next(iterator)
     for part in iterator:
         count = total.count + part.count
-        delta = part.mean - total.mean
+        delta = part.mean.double() - total.mean
         total = Moments(
             count,
             total.mean + delta * (part.count / count),
@@ -119,8 +120,8 @@ def estimate_from_moments(
     weights are scaled up until no variance counts less than once: an overestimate. Groups of
     unequal means, as under strata, add their spread: conservative.
     """
-    total = torch.stack([m.mean * m.count for m in by_size.values()]).sum(dim=0)
-    mean = total / draws
+    totals = [m.mean.double() * m.count for m in by_size.values()]
+    mean = functools.reduce(torch.add, totals) / draws
     groups = sum(m.count for m in by_size.values())
     if groups < 2:
         return mean, math.nan

@@ -28,9 +28,10 @@ class ScheduleKind(Enum):
     """alpha = 1 - sigma; the network is told N * sigma."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
-    """A noise schedule. Index 0 is the least noise.
+    """A noise schedule. Index 0 is the least noise. Equal to itself alone, so that what is derived
+    from it may be cached by it.
 
     Attributes:
         alpha, sigma: float64 [N], sigma > 0.

@@ -12,10 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from carv.noise import DOMAIN_JITTER, DOMAIN_PERMUTATION, philox4x32
+from carv_server.sampling.philox import one_philox4x32
 
 __all__ = ["TimestepSampler", "place_points"]
 
 Float64Array = npt.NDArray[np.float64]
+
+# So many counters cost less one by one than numpy's calls do.
+_FEW = 8
+_BELOW_ONE = 1.0 - 2.0**-53
 
 
 class TimestepSampler(Enum):
@@ -48,19 +53,34 @@ def place_points(
         case TimestepSampler.STRATIFIED:
             points = (np.arange(draws) + xi) / draws
         case TimestepSampler.GLOBAL:
-            keys = _uniforms(seed, DOMAIN_PERMUTATION, renders, draws, stream)
-            stratum = np.argsort(keys, axis=None, kind="stable").reshape(renders, draws)
+            stratum = _permuted(seed, renders, draws, stream, axis=None)
             points = np.sort((stratum + xi) / (renders * draws), axis=1)
         case TimestepSampler.NESTED:
-            keys = _uniforms(seed, DOMAIN_PERMUTATION, renders, draws, stream)
-            inner = np.argsort(keys, axis=0, kind="stable")
+            inner = _permuted(seed, renders, draws, stream, axis=0)
             points = (np.arange(draws) + (inner + xi) / renders) / draws
     # (k + xi) / K can round up to 1 at the top stratum.
-    return np.minimum(points, np.nextafter(1.0, 0.0))
+    return np.minimum(points, _BELOW_ONE)
+
+
+def _permuted(
+    seed: int, renders: int, draws: int, stream: int, axis: int | None
+) -> npt.NDArray[np.int64]:
+    """Random permutations along the renders (0), or of all points (None), int64 [R, K]."""
+    if (renders if axis == 0 else renders * draws) == 1:
+        return np.zeros((renders, draws), dtype=np.int64)  # there is only one
+    keys = _uniforms(seed, DOMAIN_PERMUTATION, renders, draws, stream)
+    return np.argsort(keys, axis=axis, kind="stable").reshape(renders, draws)
 
 
 def _uniforms(seed: int, domain: int, renders: int, draws: int, stream: int) -> Float64Array:
     """53-bit uniforms, float64 [R, K], from counters (stream, k, r, domain)."""
+    if renders * draws <= _FEW:
+        return np.array(
+            [
+                [_uniform(*one_philox4x32(stream, k, r, domain, seed)[:2]) for k in range(draws)]
+                for r in range(renders)
+            ]
+        )
     counters = np.zeros((renders, draws, 4), dtype=np.uint64)
     counters[..., 0] = stream
     counters[..., 1] = np.arange(draws)
@@ -69,3 +89,8 @@ def _uniforms(seed: int, domain: int, renders: int, draws: int, stream: int) -> 
     words = philox4x32(counters, seed).astype(np.float64)
     high, low = np.floor(words[..., 0] / 32.0), np.floor(words[..., 1] / 64.0)
     return (high * 67108864.0 + low) / 9007199254740992.0
+
+
+def _uniform(first: int, second: int) -> float:
+    """The same from the first two words of one counter, by exact integers."""
+    return ((first >> 5) * 67108864 + (second >> 6)) / 9007199254740992.0

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
 from carv_server.replicas.protocol import Work, WorkResult
 from carv_server.sampling.reduce import Reduction, merge_reductions
 from carv_server.scheduling.terms import Terms
 
 __all__ = ["Job", "JobResult", "Slice"]
+
+T = TypeVar("T", bound=np.generic)
 
 # A request without a deadline is ordered as if it had this one: those with deadlines cannot keep
 # passing it.
@@ -34,8 +36,8 @@ class JobResult:
     """
 
     reduction: Reduction | None
-    residuals: torch.Tensor | None
-    predictions: torch.Tensor | None
+    residuals: npt.NDArray[np.float64] | None
+    predictions: npt.NDArray[np.float32] | None
     queue_seconds: float
     compute_seconds: float
 
@@ -84,8 +86,8 @@ class Job:
         self.waiting_cells = cells
         self.waiting_evaluations = self.undelivered_evaluations = work.evaluations
         self._reductions: list[Reduction] = []
-        self._residuals: dict[int, torch.Tensor] = {}
-        self._predictions: dict[int, torch.Tensor] = {}
+        self._residuals: dict[int, npt.NDArray[np.float64]] = {}
+        self._predictions: dict[int, npt.NDArray[np.float32]] = {}
         self._started: float | None = None
         self._compute_seconds = 0.0
         self.signature: Hashable = work.branches[0].conditionings[0].signature
@@ -209,13 +211,13 @@ def _cell_bounds(work: Work) -> list[int]:
     draws = len(work.renders)
     if draws == 1:
         return [0, 1]
-    renders, cells = work.renders.numpy(), work.cells.numpy()
+    renders, cells = work.renders, work.cells
     changes = (renders[1:] != renders[:-1]) | (cells[1:] != cells[:-1])
     return [0, *(np.flatnonzero(changes) + 1).tolist(), draws]
 
 
-def _in_order(parts: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
+def _in_order(parts: Mapping[int, npt.NDArray[T]]) -> npt.NDArray[T] | None:
     """Parts by their first cell, joined; None where there are none."""
     if len(parts) == 1:
         return next(iter(parts.values()))
-    return torch.cat([part for _, part in sorted(parts.items())]) if parts else None
+    return np.concatenate([parts[start] for start in sorted(parts)]) if parts else None

@@ -69,6 +69,8 @@ class TeacherDescription:
         digest: SHA-256, hexadecimal, over all that changes an answer.
         event_shape: shape of one render's latents.
         scaling_factor, shift_factor: latents = (encode(image) - shift) * scale.
+        arithmetic: False for a stand-in whose replica is to make no noise and no z_t, and to
+            answer with zeros: a measure of the service around a forward, and of nothing else.
     """
 
     digest: str
@@ -80,6 +82,7 @@ class TeacherDescription:
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
     description: str = ""
+    arithmetic: bool = True
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 and one for each row. Scheduling is measured on it apart from the speed of this machine.
 
 Its data law is N(0, I), so that eps_hat(z, t) = sigma z under a variance-preserving schedule:
-exact, and cheap next to the sleep. With both times 0 it is the no-op teacher that shows what the
-service itself costs.
+exact, and cheap next to the sleep. With both times 0 what is left of a forward is making the
+noise, z_t and the sums. Without arithmetic even that is left out: gradients are zeros, and what a
+request then costs is the service alone.
 """
 
 from __future__ import annotations
@@ -51,16 +52,25 @@ class DeviceTiming:
 
 
 class SimulatedTeacher:
-    """The standard normal law behind a timed device. Unconditional only."""
+    """The standard normal law behind a timed device. Unconditional only.
 
-    def __init__(self, event_shape: Sequence[int], timing: DeviceTiming) -> None:
+    Args:
+        arithmetic: False answers zeros, see ``TeacherDescription``.
+    """
+
+    def __init__(
+        self, event_shape: Sequence[int], timing: DeviceTiming, *, arithmetic: bool = True
+    ) -> None:
         self.timing = timing
         # Cosine schedule, Nichol and Dhariwal 2021, Eq. 17.
         t = (np.arange(1, _TIMESTEPS + 1) / _TIMESTEPS + 0.008) / 1.008
         cumulative = np.clip(np.cos(t * math.pi / 2) ** 2, 1e-5, None)
         schedule = discrete_schedule(cumulative / math.cos(0.008 / 1.008 * math.pi / 2) ** 2)
         self._sigma = torch.as_tensor(schedule.sigma, dtype=torch.float32)
-        stated = {"event_shape": list(event_shape), **asdict(timing)}
+        stated: dict[str, Any] = {"event_shape": list(event_shape), **asdict(timing)}
+        if not arithmetic:
+            stated["arithmetic"] = False
+        law = "standard normal" if arithmetic else "zeros, no arithmetic"
         digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
         self._description = TeacherDescription(
             digest=digest,
@@ -74,8 +84,9 @@ class SimulatedTeacher:
                 has_unconditional=True,
                 tensors=(TensorSpec("none", torch.int64, ()),),
             ),
-            description=f"standard normal; {1e3 * timing.launch_seconds:g} ms a launch and "
+            description=f"{law}; {1e3 * timing.launch_seconds:g} ms a launch and "
             f"{1e3 * timing.row_seconds:g} ms a row",
+            arithmetic=arithmetic,
         )
 
     @property
@@ -95,7 +106,9 @@ class SimulatedTeacher:
         self, z_t: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors
     ) -> torch.Tensor:
         end = time.perf_counter() + self.timing.seconds(len(z_t))
-        noise = self._sigma[timesteps].reshape(-1, *(1,) * (z_t.ndim - 1)) * z_t
+        noise = torch.zeros(()).expand(z_t.shape)
+        if self._description.arithmetic:
+            noise = self._sigma[timesteps].reshape(-1, *(1,) * (z_t.ndim - 1)) * z_t
         left = end - time.perf_counter()
         if left > 0:  # a sleep of nothing still gives the processor away
             time.sleep(left)
@@ -103,7 +116,8 @@ class SimulatedTeacher:
 
 
 def load_simulated(folder: Path) -> SimulatedTeacher:
-    """Read ``simulated.json``: event_shape, launch_seconds and row_seconds.
+    """Read ``simulated.json``: event_shape, launch_seconds and row_seconds; and ``arithmetic``,
+    true where it is not stated.
 
     Raises:
         TeacherFolderError: the file is no JSON object.
@@ -119,4 +133,7 @@ def load_simulated(folder: Path) -> SimulatedTeacher:
     timing = DeviceTiming(float(content["launch_seconds"]), float(content["row_seconds"]))
     if not all(0 <= seconds < math.inf for seconds in asdict(timing).values()):
         raise ValueError("launch_seconds and row_seconds must be 0 or more")
-    return SimulatedTeacher(shape, timing)
+    arithmetic = content.get("arithmetic", True)
+    if not isinstance(arithmetic, bool):
+        raise ValueError(f"arithmetic {arithmetic!r} is neither true nor false")
+    return SimulatedTeacher(shape, timing, arithmetic=arithmetic)

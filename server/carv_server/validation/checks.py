@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,9 +73,8 @@ def check_latents(
     if not 1 <= len(values) <= max_renders:
         violations.add(f"{field}.shape", f"R is {len(values)}; it must be in 1 .. {max_renders}")
         return None
-    finite = np.isfinite(values)
-    if not finite.all():
-        where = tuple(int(i) for i in np.argwhere(~finite)[0])
+    if not _all_finite(values):
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
         violations.add(f"{field}.data", f"{values[where]} at {list(where)}; values must be finite")
         return None
     return np.ascontiguousarray(values, dtype=np.float32)
@@ -112,10 +112,10 @@ def finite_table(
 ) -> Float64Array | None:
     """One value for each timestep, at most ``largest`` in size, float64 [N], or None with
     violations."""
-    table = np.asarray(values, dtype=np.float64)
-    if len(table) != timesteps:
-        violations.add(field, f"{len(table)} values; the schedule has {timesteps} timesteps")
+    if len(values) != timesteps:
+        violations.add(field, f"{len(values)} values; the schedule has {timesteps} timesteps")
         return None
+    table = np.asarray(values, dtype=np.float64)
     bad = np.flatnonzero(~(np.abs(table) <= largest))  # NaN compares false
     if len(bad):
         violations.add(field, f"value {int(bad[0])} is {table[bad[0]]}, {_not_finite(largest)}")
@@ -156,6 +156,15 @@ def decode(
         # numpy's own: an array without elements whose other sizes it cannot hold.
         violations.add(f"{field}.shape", str(error))
     return None
+
+
+def _all_finite(values: npt.NDArray[Any]) -> bool:
+    if values.dtype == np.float32:
+        # A sum of squares is finite only where each is, and BLAS has it in a sixth of the time.
+        flat = values.reshape(-1)
+        if math.isfinite(np.dot(flat, flat)):
+            return True
+    return bool(np.isfinite(values).all())
 
 
 def _not_finite(largest: float) -> str:

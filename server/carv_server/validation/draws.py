@@ -113,7 +113,7 @@ def check_weighting(sampling: Sampling, objective: ObjectiveTables, violations: 
     if sampling.proposal is not Proposal.PRIOR and weight_table(objective) is None:
         violations.add("objective.weighting", "the weighting is zero wherever the prior is not")
     limit = DEFENSIVE_SHARE * FLOAT32_MAX
-    largest = float(np.abs(objective.weighting[objective.prior > 0]).max())
+    largest = objective.largest_scale
     if largest > limit:
         violations.add(
             "objective.weighting",

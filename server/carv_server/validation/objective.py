@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,7 +21,7 @@ from carv_server.sampling.objective import (
 from carv_server.sampling.schedule import Schedule
 from carv_server.validation.checks import Violations, coefficient_table, finite_table
 
-__all__ = ["NAMED_WEIGHTINGS", "check_objective"]
+__all__ = ["NAMED_WEIGHTINGS", "ObjectiveCache", "check_objective"]
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -32,6 +36,52 @@ NAMED_WEIGHTINGS = {
     pb.NAMED_WEIGHTING_X0: NamedWeighting.X0,
     pb.NAMED_WEIGHTING_SCORE: NamedWeighting.SCORE,
 }
+
+
+_MOST_OBJECTIVES = 64
+
+
+class ObjectiveCache:
+    """Tables of the objectives that a teacher's requests named last, so that a run of requests
+    shares them, and what is derived from them. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._tables: OrderedDict[Hashable, ObjectiveTables] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def check(
+        self,
+        message: pb.Objective,
+        schedule: Schedule,
+        max_branches: int,
+        violations: Violations,
+    ) -> ObjectiveTables | None:
+        """As ``check_objective``; schedule and limit are the same in every call."""
+        key = _table_key(message)
+        with self._lock:
+            tables = self._tables.get(key)
+            if tables is not None:
+                self._tables.move_to_end(key)
+                return tables
+        tables = check_objective(message, schedule, max_branches, violations)
+        if tables is not None:
+            with self._lock:
+                self._tables[key] = tables
+                if len(self._tables) > _MOST_OBJECTIVES:
+                    self._tables.popitem(last=False)
+        return tables
+
+
+def _table_key(message: pb.Objective) -> Hashable:
+    """All that the tables depend on: no conditionings, which change with every view, and no
+    latents."""
+    noise = message.noise_coefficient if message.HasField("noise_coefficient") else None
+    return (
+        tuple(branch.coefficient.SerializeToString() for branch in message.branches),
+        None if noise is None else noise.SerializeToString(),
+        message.prior.SerializeToString(),
+        message.weighting.SerializeToString(),
+    )
 
 
 def check_objective(

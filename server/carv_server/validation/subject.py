@@ -15,7 +15,7 @@ from carv_server.sampling.objective import ObjectiveTables
 from carv_server.scheduling.terms import MAX_PRIORITY, MIN_PRIORITY
 from carv_server.teachers.protocol import TeacherDescription
 from carv_server.validation.checks import Float32Array, Violations, check_latents
-from carv_server.validation.objective import check_objective
+from carv_server.validation.objective import ObjectiveCache
 
 __all__ = [
     "Handles",
@@ -42,6 +42,7 @@ class RequestContext:
     Attributes:
         resolve: handle to conditioning of this teacher, or None.
         resolve_latents: handle to float32 [R, *event_shape] kept for this teacher, or None.
+        objectives: of this teacher.
         new_seed: a seed for requests that give none.
         max_message_bytes: bound on the reply.
     """
@@ -51,6 +52,7 @@ class RequestContext:
     max_message_bytes: int
     resolve: Callable[[str], Conditioning | None]
     resolve_latents: Callable[[str], Float32Array | None]
+    objectives: ObjectiveCache
     new_seed: Callable[[], int]
 
 
@@ -133,7 +135,7 @@ def check_subject(
     handles = Handles(context)
     latents = checked_latents(message, message.WhichOneof("subject"), handles, context, violations)
     renders = None if latents is None else len(latents)
-    objective = check_objective(
+    objective = context.objectives.check(
         message.objective, context.teacher.schedule, limits.max_branches, violations
     )
     reference = _reference(message, latents, handles, context, violations)

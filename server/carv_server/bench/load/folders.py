@@ -17,7 +17,12 @@ _SEED = 0
 
 
 def write_simulated(
-    folder: Path, event_shape: Sequence[int], launch_seconds: float, row_seconds: float
+    folder: Path,
+    event_shape: Sequence[int],
+    launch_seconds: float,
+    row_seconds: float,
+    *,
+    arithmetic: bool = True,
 ) -> Path:
     """A folder with ``simulated.json``; returned."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -25,6 +30,7 @@ def write_simulated(
         "event_shape": list(event_shape),
         "launch_seconds": launch_seconds,
         "row_seconds": row_seconds,
+        "arithmetic": arithmetic,
     }
     (folder / "simulated.json").write_text(json.dumps(stated))
     return folder

@@ -14,40 +14,49 @@ __all__ = ["CELLS", "measure_overhead"]
 
 _CLIENTS = (1, 4, 16, 64)
 _SIZES = {"64 KiB": EVENT_SHAPE, "1 MiB": (4, 256, 256)}
-_SERVERS = ("CARV", "echo")
+_TEACHERS = {"CARV": False, "CARV, with arithmetic": True}
+"""Whether noise, z_t and sums are made."""
+_SERVERS = (*_TEACHERS, "echo")
 CELLS = len(_CLIENTS) * len(_SIZES) * len(_SERVERS)
 
 
 def measure_overhead(desk: Desk) -> None:
     """Requests a second and processor time a request at K = 1, against the echo server."""
-    folders = {
-        size: write_simulated(desk.folder / f"noop-{shape[-1]}", shape, 0.0, 0.0)
-        for size, shape in _SIZES.items()
-    }
-    ids = {size: f"noop{shape[-1]}" for size, shape in _SIZES.items()}
-    arguments = [f"--teacher={ids[size]}={folder}" for size, folder in folders.items()]
+    ids: dict[tuple[str, str], str] = {}
+    arguments: list[str] = []
+    for size, shape in _SIZES.items():
+        for number, (name, arithmetic) in enumerate(_TEACHERS.items()):
+            teacher = ids[name, size] = f"noop{number}-{shape[-1]}"
+            folder = write_simulated(desk.folder / teacher, shape, 0.0, 0.0, arithmetic=arithmetic)
+            arguments.append(f"--teacher={teacher}={folder}")
     with desk.server("overhead", arguments) as server, running_echo() as (address, echo_pid):
         cells: list[Cell] = []
         for size, shape in _SIZES.items():
-            handle = desk.handle(server, teacher=ids[size])
-            payload = estimate_payload(latents(1, shape), [handle], [1.0], 1, ids[size])
+            payloads: dict[str, bytes] = {}
+            for name in _TEACHERS:
+                teacher = ids[name, size]
+                handle = desk.handle(server, teacher=teacher)
+                payloads[name] = estimate_payload(latents(1, shape), [handle], [1.0], 1, teacher)
             for clients in _CLIENTS:
                 cells += [
                     Cell(
-                        _name("CARV", size, clients),
+                        _name(name, size, clients),
                         service_target(server.address, "EstimateGradient"),
                         {"request": payload},
                         clients,
                         desk.pids(server),
-                    ),
+                    )
+                    for name, payload in payloads.items()
+                ]
+                cells.append(
                     Cell(
                         _name("echo", size, clients),
                         echo_target(address),
-                        {"request": payload},
+                        {"request": payloads["CARV"]},
                         clients,
                         lambda: [echo_pid],
-                    ),
-                ]
+                    )
+                )
         results = desk.measure("overhead", cells)
     _report(desk, results)
 
@@ -61,8 +70,10 @@ def _report(desk: Desk, results: Results) -> None:
         "serving_overhead",
         "A teacher that costs nothing",
         "EstimateGradient at R = K = 1 on one branch, a whole render there and a whole gradient "
-        "back. Echo: a gRPC server in Python of the same library that returns the bytes it was "
-        "sent. Processor milliseconds a request are the server's and the driver's.",
+        "back. With arithmetic the replica makes noise and z_t, a prediction for the price of a "
+        "multiplication, and residual norms; without, it answers zeros, and what is left is the "
+        "service alone. Echo: a gRPC server in Python of the same library that returns the bytes "
+        "it was sent. Processor milliseconds a request are the server's and the driver's.",
         (
             *("latents", "clients", "server", "requests a second", "CPU, ms"),
             *("driver CPU, ms", "median, ms", "p99, ms", "failed"),

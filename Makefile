@@ -23,7 +23,7 @@ export PYTHONUTF8 := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-statistics lint check format proto proto-check variance convergence \
-	bench bench-ray peers teacher clean
+	bench bench-ray peers soak teacher clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -68,6 +68,9 @@ bench: $(VENV)/.demo ## what the service costs, about 15 minutes (ARGS="--quick"
 
 peers: $(VENV)/.demo ## CARV and other model servers under the same work, about 40 minutes
 	$(VENV)/bin/carv bench peers $(ARGS)
+
+soak: $(VENV)/.dev ## ten minutes at full load: memory, failures, health; and a control that leaks
+	$(PY) -m benchmarks.soak $(ARGS)
 
 bench-ray: $(VENV)/.dev ## scaling, crossing cost and loss of Ray replicas, five minutes
 	$(PY) -m benchmarks.ray_scaling $(ARGS)

@@ -11,6 +11,7 @@ import pytest
 
 from carv_server import cli
 from carv_server.bench import run as bench_run
+from carv_server.bench.sections import SECTION_NAMES, wanted_sections
 from carv_server.bench.session import Session
 from carv_server.bench.settings import full_scale, quick_scale
 from carv_server.bench.tables import Table
@@ -85,13 +86,20 @@ def test_an_interrupt_keeps_what_was_finished(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bench_run, "_prepare", lambda session: None)
-    monkeypatch.setattr(bench_run, "SECTIONS", (finished, interrupted))
+    monkeypatch.setattr(bench_run, "SECTIONS", {"grid": finished, "strata": interrupted})
+    monkeypatch.setattr(bench_run, "wanted_sections", lambda only: ["grid", "strata"])
     assert bench(tmp_path, "--quick") == 130
     assert capsys.readouterr().err.rstrip().endswith("interrupted")
     assert (tmp_path / "out" / "one.csv").is_file()
     summary = (tmp_path / "out" / "summary.md").read_text()
     assert "Broken off" in summary and "[one](one.md)" in summary
     assert "| a claim | 2 ± 1 | met |" in summary
+
+
+def test_sections_go_alone_with_what_they_need(tmp_path: Path) -> None:
+    assert tuple(bench_run.SECTIONS) == SECTION_NAMES == tuple(wanted_sections([]))
+    assert wanted_sections(["planning", "breadth"]) == ["breadth", "grid", "planning"]
+    assert bench(tmp_path, "--only", "grid", "--docs", str(tmp_path)) == 2
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from carv_server.bench.arguments import (
     today,
 )
 from carv_server.bench.peers import command as peers_command
+from carv_server.bench.sections import SECTION_NAMES
 from carv_server.bench.service import command as service_command
 
 __all__ = ["register"]
@@ -63,6 +64,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--docs",
         type=Path,
         help="also write variance.md and its figures to this folder",
+    )
+    add(
+        "--only",
+        action="append",
+        choices=SECTION_NAMES,
+        default=[],
+        help="measure this section and what it needs alone; repeatable, not with --docs",
     )
     add("--threads", type=positive, default=2, help="CPU threads of the teacher (default: 2)")
     variance.set_defaults(run=_run)
@@ -154,6 +162,8 @@ def _run_convergence(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.only and arguments.docs:
+        return fail("--docs takes a run of all sections, not --only", 2, "variance")
     refused = make_folders((arguments.output, arguments.docs))
     if refused is not None:
         return fail(refused, 2, "variance")
@@ -176,6 +186,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 documents=arguments.docs,
                 command=command_line(),
                 date=today(),
+                only=arguments.only,
             )
         )
     except (ServerFailed, CarvError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from carv_server.bench.headline_section import measure_headline
 from carv_server.bench.laboratory import Laboratory
 from carv_server.bench.planner_section import measure_planning
 from carv_server.bench.refine_section import measure_refinement
+from carv_server.bench.sections import wanted_sections
 from carv_server.bench.serving import LiveServer
 from carv_server.bench.session import Session
 from carv_server.bench.settings import PROMPTS, Scale
@@ -40,17 +41,16 @@ _FIRST_SEED = 1 << 44
 
 Section = Callable[[Session], object]
 
-SECTIONS: tuple[Section, ...] = (
-    measure_headline,
-    measure_breadth,
-    measure_grid,
-    measure_strata,
-    measure_weightings,
-    measure_attribution,
-    measure_planning,
-    measure_refinement,
-)
-"""In this order; a later one may read an earlier one's tables."""
+SECTIONS: Mapping[str, Section] = {
+    "headline": measure_headline,
+    "breadth": measure_breadth,
+    "grid": measure_grid,
+    "strata": measure_strata,
+    "weightings": measure_weightings,
+    "attribution": measure_attribution,
+    "planning": measure_planning,
+    "refinement": measure_refinement,
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Bench:
 
     Attributes:
         seconds: expected, for the progress bar.
+        only: sections by name (``SECTION_NAMES``); empty: all.
         documents: folder that gets ``variance.md`` and the figures, or None.
         command, date: for the tables.
     """
@@ -70,6 +71,7 @@ class Bench:
     documents: Path | None
     command: str
     date: str
+    only: Sequence[str] = ()
 
 
 def machine_line() -> str:
@@ -112,8 +114,8 @@ def run_variance(bench: Bench) -> Session:
             finished = False
             try:
                 _prepare(session)
-                for section in SECTIONS:
-                    section(session)
+                for name in wanted_sections(bench.only):
+                    SECTIONS[name](session)
                 finished = True
             finally:
                 write_summary(session, time.monotonic() - started, finished=finished)

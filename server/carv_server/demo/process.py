@@ -49,17 +49,18 @@ def running_server(
     arguments: Sequence[str] = (),
     address: str | None = None,
     timeout: float = 240.0,
+    module: str = "carv_server.demo.child",
 ) -> Iterator[Server]:
     """Starts ``carv serve`` on a free loopback port and yields it once it is healthy.
 
     The server writes to ``log`` and uses ``threads`` threads for its forwards. It is stopped when
     the block ends, however it ends; if this process is killed outright, it stops by itself within
-    seconds. ``arguments`` are further ones of ``carv serve``.
+    seconds. ``arguments`` are further ones of ``carv serve``; ``module`` runs the command line.
 
     Raises ServerFailed where the server is not healthy within ``timeout`` seconds.
     """
     address = address or free_address()
-    command = [sys.executable, "-m", "carv_server.demo.child", str(os.getpid()), "serve"]
+    command = [sys.executable, "-m", module, str(os.getpid()), "serve"]
     command += ["--address", address, "--torch-threads", str(threads), "--drain-seconds", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as sink:

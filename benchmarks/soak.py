@@ -173,8 +173,8 @@ def main() -> int:
         print(
             f"{name}: {found.requests} calls, {found.cancelled} cancelled, {found.expired} "
             f"expired, {len(found.failures)} failed; {found.memory[-1][1]:.0f} MB, "
-            f"{found.slope:+.2f} MB a minute over the last half ({'flat' if flat else 'grows'}); slowest health "
-            f"{1e3 * found.slowest_health:.0f} ms"
+            f"{found.slope:+.2f} MB a minute over the last half ({'flat' if flat else 'grows'}); "
+            f"slowest health {1e3 * found.slowest_health:.0f} ms"
         )
         for failure in found.failures[:5]:
             print(f"  {failure}")

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 import grpc
 
 from carv.v1 import teacher_service_pb2 as pb
-from carv_client._errors import CarvError, UnavailableError, from_status
+from carv_client._errors import CarvError, InternalError, UnavailableError, from_status
 from carv_client._rpcs import STREAM_GRADIENTS
 from carv_client._transport import Transport, closed
 
@@ -88,6 +88,9 @@ class GradientStream:
             self._end(UnavailableError("the server ended the stream", grpc.StatusCode.UNAVAILABLE))
         except CarvError as error:
             self._end(error)
+        except Exception as error:  # whoever waits must learn of it
+            self._end(InternalError(f"the stream broke: {error}", grpc.StatusCode.INTERNAL))
+            raise
 
     async def _outgoing(self) -> AsyncGenerator[bytes]:
         """Sent from gRPC's own task: the cancellation of a task that writes ends the call."""

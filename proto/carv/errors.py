@@ -61,6 +61,7 @@ class Reason(StrEnum):
     CANCELLED = "CANCELLED"
     """A request on a stream that its client has cancelled."""
     DRAINING = "DRAINING"
+    NO_REPLICA = "NO_REPLICA"
     """The server is shutting down and takes no new work."""
     NON_FINITE_RESULT = "NON_FINITE_RESULT"
     """The teacher returned NaN or infinity on finite input; the message names the draw."""
@@ -90,6 +91,7 @@ STATUS_CODES: Mapping[Reason, int] = {
     Reason.DEADLINE_EXPIRED: _DEADLINE_EXCEEDED,
     Reason.CANCELLED: _CANCELLED,
     Reason.DRAINING: _UNAVAILABLE,
+    Reason.NO_REPLICA: _UNAVAILABLE,
     Reason.NON_FINITE_RESULT: _INTERNAL,
     Reason.REPLICA_FAILED: _INTERNAL,
     Reason.INTERNAL: _INTERNAL,

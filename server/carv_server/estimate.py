@@ -132,7 +132,10 @@ async def estimate_gradient(
     spec, resolved, key = request.draws, None, None
     if isinstance(spec, DrawSpec):
         key = history_key(
-            request.objective, [b.use_reference for b in request.branches], spec.history
+            request.objective,
+            [b.use_reference for b in request.branches],
+            spec.history,
+            terms.tenant,
         )
         past = histories.recall(key, request.seed)
         halves = 2 if spec.half_estimates else 1

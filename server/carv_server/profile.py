@@ -87,7 +87,7 @@ async def profile_teacher(
     """
     objective = request.objective
     use_reference = [branch.use_reference for branch in request.branches]
-    key = history_key(objective, use_reference, request.history)
+    key = history_key(objective, use_reference, request.history, terms.tenant)
     past = histories.look(key)
     adaptive = (
         None if past is None else adaptive_table(objective, past.root_second_moment, past.draws)

@@ -19,7 +19,7 @@ from carv_server.scheduling.admission import is_admitted
 from carv_server.scheduling.config import SchedulerConfig
 from carv_server.scheduling.fair_queue import FairQueue, Waiting
 from carv_server.scheduling.job import Job, JobResult
-from carv_server.scheduling.outcomes import drained, expire, expired
+from carv_server.scheduling.outcomes import drained, expire, expired, no_replica
 from carv_server.scheduling.returns import ReturnForecast
 from carv_server.scheduling.snapshot import MicrobatchReport, SchedulerSnapshot, Tally
 from carv_server.scheduling.terms import Terms
@@ -27,6 +27,8 @@ from carv_server.scheduling.worker import Floor, ReplicaWorker
 
 __all__ = ["Scheduler", "SchedulerConfig"]
 
+# So long a queue is kept without a replica: one that was lost may be back by then.
+_WITHOUT_REPLICA_SECONDS = 10.0
 _LEAST_RETRY_SECONDS, _LARGEST_RETRY_SECONDS = 0.05, 60.0
 
 
@@ -58,6 +60,7 @@ class Scheduler:
         self._workers = self._floor.workers
         self._started = self._stopped = False
         self._woken = False
+        self._bereft_since = math.inf
 
     @property
     def evaluation_seconds(self) -> float:
@@ -119,17 +122,18 @@ class Scheduler:
         """Give a replica no more work, and wait for what it runs. One that was lost is gone
         already."""
         for worker in [worker for worker in self._workers if worker.replica is replica]:
-            self._workers.remove(worker)
+            self._part_with(worker)
             await worker.close()
 
     async def submit(self, work: Work, terms: Terms) -> JobResult:
         """Evaluate a request's draws; resolves when all of them are done.
 
-        Without a replica it waits, until its deadline.
+        Without a replica it waits until its deadline; but where there has been none for ten
+        seconds it is refused.
 
         Raises:
-            RequestError: QUEUE_FULL, DEADLINE_EXPIRED, NON_FINITE_RESULT, REPLICA_FAILED or
-                DRAINING.
+            RequestError: QUEUE_FULL, DEADLINE_EXPIRED, NON_FINITE_RESULT, REPLICA_FAILED,
+                NO_REPLICA or DRAINING.
             asyncio.CancelledError: the caller left; its rows are dropped.
         """
         now = self._clock()
@@ -186,6 +190,9 @@ class Scheduler:
         if terms.deadline is not None and terms.deadline <= now:
             self._tally.expired += 1
             raise expired(0.0, evaluations)
+        if not self._workers and now - self._bereft_since > _WITHOUT_REPLICA_SECONDS:
+            self._tally.refused += 1
+            raise no_replica(now - self._bereft_since)
         config, queue, tenant = self._config, self._queue, terms.tenant
         total = self.waiting
         if is_admitted(evaluations, total, queue.waiting(tenant), queue.share(tenant), config):
@@ -223,5 +230,10 @@ class Scheduler:
 
     def _on_lost(self, worker: ReplicaWorker) -> None:
         if worker in self._workers:
-            self._workers.remove(worker)
+            self._part_with(worker)
         self._wake()
+
+    def _part_with(self, worker: ReplicaWorker) -> None:
+        self._workers.remove(worker)
+        if not self._workers:
+            self._bereft_since = self._clock()

@@ -30,7 +30,7 @@ from carv_server.history import DrawHistories
 from carv_server.latents import LatentStore, latents_handle
 from carv_server.profile import profile_teacher
 from carv_server.refine.call import refine_gradient
-from carv_server.replicas.protocol import Conditioning, Encoder
+from carv_server.replicas.protocol import Conditioning, Encoder, ReplicaLost
 from carv_server.request import SMALL_BYTES, DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
 from carv_server.scheduling.terms import Terms
@@ -46,6 +46,8 @@ from carv_server.validation.subject import RequestContext
 __all__ = ["Call", "ServedTeacher", "TeacherService"]
 
 _Result = TypeVar("_Result")
+
+_NO_REPLICA_RETRY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -308,6 +310,10 @@ class TeacherService:
         except SourceError as error:
             raise invalid(
                 [FieldViolation(f"source.{fault.field}", str(fault)) for fault in error.all]
+            ) from None
+        except ReplicaLost as error:
+            raise RequestError(
+                Reason.NO_REPLICA, str(error), retry_delay_seconds=_NO_REPLICA_RETRY_SECONDS
             ) from None
         return {
             handle: self._store.put(handle, teacher.id, row)

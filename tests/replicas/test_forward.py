@@ -107,6 +107,41 @@ def test_a_mixed_microbatch_equals_the_plain_formula(
         assert_equal(work, result, plain_forward(teacher, work), 1e-6)
 
 
+def test_every_small_shape_and_mix_equals_the_plain_formula() -> None:
+    """All R, K, branches, with references and without, alone and in random company: tables of
+    rows that happen to be as long as the draws are no table of the draws."""
+    teacher = oracle_teacher()
+    conditionings = conditionings_of(teacher, [Classes((0, 1))])
+    shapes = [
+        (renders, draws, branches, reference, paired)
+        for renders in (1, 2, 3)
+        for draws in (1, 2, 3, 4)
+        for branches in (1, 2)
+        for reference in ((False, True) if branches == 2 else (False,))
+        for paired in ((False, True) if draws % 4 == 0 else (False,))
+    ]
+    works = [
+        make(
+            teacher,
+            conditionings,
+            seed,
+            renders=renders,
+            draws=draws,
+            branches=branches,
+            reference=reference,
+            paired=paired,
+        )
+        for seed, (renders, draws, branches, reference, paired) in enumerate(shapes)
+    ]
+    rng = np.random.default_rng(0)
+    company = [list(rng.choice(len(works), size=size)) for size in (2, 2, 3, 3) * 30]
+    forward = Forward(teacher)
+    for chosen in [[i] for i in range(len(works))] + company:
+        together = [works[i] for i in chosen]
+        for work, result in zip(together, forward.evaluate(together), strict=True):
+            assert_equal(work, result, plain_forward(teacher, work), 1e-6)
+
+
 def test_spreads_and_twins_of_a_mixed_microbatch_are_each_works_own() -> None:
     teacher = oracle_teacher()
     conditionings = conditionings_of(teacher, [Classes((0, 1))])

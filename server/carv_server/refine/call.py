@@ -177,7 +177,10 @@ async def refine_gradient(
     """
     start = scheduler.now()
     key = history_key(
-        request.objective, [b.use_reference for b in request.branches], request.history
+        request.objective,
+        [b.use_reference for b in request.branches],
+        request.history,
+        terms.tenant,
     )
     resolved = resolve(
         request.sampling,

@@ -240,7 +240,7 @@ class RayPool:
             except BaseException as error:
                 if replica is not None:
                     replica.kill()
-                if not isinstance(error, ReplicaLost | ReplicaStartError):
+                if not isinstance(error, Exception):
                     raise
                 _log.warning("a replica did not start: %s; again in %g s", error, delay)
             await asyncio.sleep(delay)

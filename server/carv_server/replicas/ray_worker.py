@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from carv_server.host import keep_freed_memory
 from carv_server.replicas.inprocess import InProcessReplica
 from carv_server.replicas.loading import load_in
 from carv_server.replicas.protocol import Conditioning
@@ -53,6 +54,7 @@ class Worker:
         # Arrays in shared memory are read-only, and nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._staging = ThreadPoolExecutor(1, thread_name_prefix="staging")
         self._replica: InProcessReplica | None = None
         self._conditionings: OrderedDict[str, Conditioning] = OrderedDict()
 
@@ -81,16 +83,17 @@ class Worker:
         if where.type == "cuda" and not torch.cuda.is_available():
             return {"refused": f"device {device}: the worker's torch sees no CUDA device"}
         torch.set_num_threads(threads)
+        keep_freed_memory()
         try:
             run = asyncio.get_running_loop().run_in_executor
             teacher = await run(self._thread, load_in, registration, where, dtype)
             if max_rows is None:
                 max_rows = (await run(self._thread, tune_rows, teacher)).rows
-            replica = InProcessReplica(teacher, self._thread, max_rows)
+            replica = InProcessReplica(teacher, self._thread, max_rows, self._staging)
             if warm_up:
                 await replica.warm_up([1, max_rows])
-        except (ValueError, RuntimeError, OSError) as error:
-            return {"refused": str(error)}
+        except Exception as error:  # noqa: BLE001 - crosses as text, whatever it is
+            return {"refused": f"{type(error).__name__}: {error}"}
         self._replica = replica
         return {
             "description": pack_description(teacher.description),

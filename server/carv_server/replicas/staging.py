@@ -142,7 +142,8 @@ def stage(
         values=values,
         conditionings=conditionings,
         shares_noise=len(arrays["noise_renders"]) < draws,
-        shares_latents=len(staged_latents) != draws,
+        # Rows of references are in the table too: its length alone says nothing.
+        shares_latents=not np.array_equal(arrays["latents"], np.arange(len(staged_latents))),
         all_noisy=bool(noisy.all()),
         has_references=has_references,
         has_control=bool(arrays["control_coefficients"].any()),

@@ -85,7 +85,7 @@ class Job:
         self._unfinished = cells
         self.waiting_cells = cells
         self.waiting_evaluations = self.undelivered_evaluations = work.evaluations
-        self._reductions: list[Reduction] = []
+        self._reduction: Reduction | None = None
         self._residuals: dict[int, npt.NDArray[np.float64]] = {}
         self._predictions: dict[int, npt.NDArray[np.float32]] = {}
         self._started: float | None = None
@@ -158,7 +158,10 @@ class Job:
             return
         self._compute_seconds += seconds
         if result.reduction is not None:
-            self._reductions.append(result.reduction)
+            # At once: a long request has thousands of parts, each as large as its gradient.
+            kept = self._reduction
+            parts = [result.reduction] if kept is None else [kept, result.reduction]
+            self._reduction = parts[0] if kept is None else merge_reductions(parts)
         if result.residuals is not None:
             self._residuals[cells.start] = result.residuals
         if result.predictions is not None:
@@ -196,9 +199,8 @@ class Job:
         )
 
     def _result(self) -> JobResult:
-        parts = self._reductions
         return JobResult(
-            merge_reductions(parts) if len(parts) > 1 else parts[0] if parts else None,
+            self._reduction,
             _in_order(self._residuals),
             _in_order(self._predictions),
             0.0 if self._started is None else self._started - self.submitted,

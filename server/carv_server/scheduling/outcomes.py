@@ -11,11 +11,14 @@ __all__ = [
     "drained",
     "expire",
     "expired",
+    "no_replica",
     "non_finite",
     "replica_failed",
     "replicas_lost",
     "server_defect",
 ]
+
+_NO_REPLICA_RETRY_SECONDS = 2.0
 
 
 def expire(job: Job, now: float) -> None:
@@ -35,6 +38,14 @@ def expired(seconds: float, evaluations: int) -> RequestError:
 
 def drained() -> RequestError:
     return RequestError(Reason.DRAINING, "the server has stopped; send it elsewhere")
+
+
+def no_replica(seconds: float) -> RequestError:
+    return RequestError(
+        Reason.NO_REPLICA,
+        f"no replica of the teacher has been there for {seconds:.0f} s; another is being started",
+        retry_delay_seconds=_NO_REPLICA_RETRY_SECONDS,
+    )
 
 
 def replica_failed(error: Exception) -> RequestError:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import Message
 
 from carv.v1 import objective_pb2 as pb
 from carv_server.sampling.objective import (
@@ -39,6 +40,7 @@ NAMED_WEIGHTINGS = {
 
 
 _MOST_OBJECTIVES = 64
+_LARGEST_KEY_BYTES = 64 * 1024
 
 
 class ObjectiveCache:
@@ -57,6 +59,8 @@ class ObjectiveCache:
         violations: Violations,
     ) -> ObjectiveTables | None:
         """As ``check_objective``; schedule and limit are the same in every call."""
+        if sum(part.ByteSize() for part in _table_parts(message)) > _LARGEST_KEY_BYTES:
+            return check_objective(message, schedule, max_branches, violations)
         key = _table_key(message)
         with self._lock:
             tables = self._tables.get(key)
@@ -70,6 +74,11 @@ class ObjectiveCache:
                 if len(self._tables) > _MOST_OBJECTIVES:
                     self._tables.popitem(last=False)
         return tables
+
+
+def _table_parts(message: pb.Objective) -> Sequence[Message]:
+    coefficients = [branch.coefficient for branch in message.branches]
+    return [*coefficients, message.noise_coefficient, message.prior, message.weighting]
 
 
 def _table_key(message: pb.Objective) -> Hashable:

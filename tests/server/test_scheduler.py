@@ -432,18 +432,6 @@ def test_without_a_replica_requests_wait_a_while_and_then_are_refused() -> None:
     run_virtually(scenario())
 
 
-def test_a_microbatch_handed_over_as_the_server_stops_is_answered() -> None:
-    async def scenario() -> None:
-        async with _scheduler(TimedReplica(TIMING)) as scheduler:
-            jobs = [_start(scheduler.submit(work_of(1), NOW)) for _ in range(3)]
-            while scheduler.snapshot().replicas[0].microbatches_in_flight == 0:
-                await asyncio.sleep(0)
-            await scheduler.stop()  # its task has not begun
-            assert [await _reason(job) for job in jobs] == [Reason.DRAINING] * 3
-
-    run_virtually(scenario())
-
-
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_long_request_is_on_all_replicas_at_once(count: int) -> None:
     async def scenario(replicas: int) -> float:

@@ -142,10 +142,6 @@ class ReplicaWorker:
         for task in self._tasks:
             task.cancel()
         await self.close()
-        # A task that was cancelled before it ran has told nobody.
-        for microbatch in self._running:
-            for item in microbatch.slices:
-                item.job.fail(drained())
 
     def _silence(self) -> None:
         if self._alarm is not None:

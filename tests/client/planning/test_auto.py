@@ -61,11 +61,12 @@ def test_a_planner_learns_costs_and_variances_of_a_real_server(
     client: TeacherClient, component: Conditioning
 ) -> None:
     """In latent space, R = 1, 200 steps, an upstream so dear that K = 8 is at its limit on any
-    machine. B, W(8) and W_u(1) against those of 300 views and seeds of their own: relative errors
-    of the planner's from some 16 probes and 200 comparisons, 25 %."""
+    machine. B, W(8) and W_u(1) against those of 300 views and seeds of their own. Over eight
+    choices of seeds the planner's B was off by 5 %, W_u(1) by 12 % (one standard deviation), and
+    W(8), from some 16 probes of a law with long tails, by factors of 0.5 to 2.7; B is 50 W(8)."""
     clock, views = Upstream(), View(0)
     planner = DrawPlanner(clock=clock, memory=400.0, max_draws=8)
-    options: dict[str, Any] = {"guidance_scale": 7.5, "history": "planner-test"}
+    options: dict[str, Any] = {"guidance_scale": 3.0, "history": "planner-test"}
     estimates: list[Estimate] = []
     for seed in range(200):
         clock.work(planner, 5.0)
@@ -105,9 +106,9 @@ def test_a_planner_learns_costs_and_variances_of_a_real_server(
     assert draws == estimates[-1].draws_spent == 8
     both, within = total(draws, sampler="stratified", proposal="adaptive", coupling="antithetic")
     _, uniform = total(1, sampler="iid", proposal="prior", coupling="iid", control_variate="none")
-    assert variances.within(draws) == pytest.approx(within, rel=0.25)
-    assert variances.between == pytest.approx(both - within, rel=0.25)
-    assert variances.uniform == pytest.approx(uniform, rel=0.25)
+    assert within / 4 < variances.within(draws) < 4 * within
+    assert variances.between == pytest.approx(both - within, rel=0.2)
+    assert variances.uniform == pytest.approx(uniform, rel=0.4)
     assert variances.uniform is not None
     plain = (variances.between + variances.uniform) * costs.of_render(1)
     here = variances.of_render(made.draws) * costs.of_render(made.draws)

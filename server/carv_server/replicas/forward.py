@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from carv_server.sampling.group_sums import DrawLabels, reduce_works
 from carv_server.sampling.noise import draw_noise
 from carv_server.teachers.protocol import Teacher
 
-__all__ = ["Forward", "evaluate"]
+__all__ = ["Forward", "Inputs", "evaluate"]
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -37,10 +38,25 @@ def evaluate(
     return Forward(teacher, max_rows).evaluate(works)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What the teacher is given.
+
+    Attributes:
+        noise: eps of every draw, float32 [n, *event_shape]; None where no draw has any use for it.
+        z_t: float32 [m, *event_shape], by row.
+    """
+
+    staged: Staged
+    noise: torch.Tensor | None
+    z_t: torch.Tensor
+
+
 class Forward:
     """Evaluates microbatches of one teacher.
 
-    ``stage`` may run in another thread than ``compute``, ahead of it; each is one thread's.
+    A microbatch is staged, made into the teacher's inputs, predicted and summed. Only ``predict``
+    is one thread's: the other steps of the microbatches ahead and behind may run beside it.
 
     Args:
         max_rows: rows that the teacher sees at once. A group of draws is never cut over
@@ -67,14 +83,40 @@ class Forward:
         teacher = self.teacher
         return stage(works, teacher.description.schedule, teacher.device, self._copies)
 
-    @torch.inference_mode()
     def compute(self, staged: Staged) -> list[WorkResult]:
         """Results in the order in which the works were given."""
+        inputs = self.inputs(staged)
+        return self.results(inputs, self.predict(inputs))
+
+    @torch.inference_mode()
+    def inputs(self, staged: Staged) -> Inputs:
+        """Noise, and z_t of every row."""
         if staged.ready is not None:
             self._await_transfers(staged)
         noise = self._noise(staged)
-        predictions = self._predict(staged, noise)
-        results = self._reduce(staged, noise, predictions)
+        return Inputs(staged, noise, self._teacher_inputs(staged, noise))
+
+    @torch.inference_mode()
+    def predict(self, inputs: Inputs) -> torch.Tensor:
+        """eps_hat of every row, float32 [m, *event_shape]."""
+        v, z = inputs.staged.values, inputs.z_t
+        table = self._cache.table(inputs.staged.conditionings)
+
+        def forward(rows: slice) -> torch.Tensor:
+            slots = v["row_conditionings"][rows]
+            return self.teacher.predict_noise(
+                z[rows],
+                v["row_timesteps"][rows],
+                {name: tensor[slots] for name, tensor in table.items()},
+            )
+
+        return self.limit.run(forward, len(z))
+
+    @torch.inference_mode()
+    def results(self, inputs: Inputs, predictions: torch.Tensor) -> list[WorkResult]:
+        """Sums, in the order in which the works were given."""
+        staged = inputs.staged
+        results = self._reduce(staged, inputs.noise, predictions)
         in_order: list[WorkResult] = [WorkResult()] * len(results)
         for position, result in zip(staged.positions, results, strict=True):
             in_order[position] = result
@@ -99,22 +141,6 @@ class Forward:
             noise = noise[v["noise"]]
         noise *= _per_draw(v["signs"], noise)
         return noise
-
-    def _predict(self, staged: Staged, noise: torch.Tensor | None) -> torch.Tensor:
-        """eps_hat of every row, float32 [m, *event_shape]."""
-        v = staged.values
-        z = self._teacher_inputs(staged, noise)
-        table = self._cache.table(staged.conditionings)
-
-        def forward(rows: slice) -> torch.Tensor:
-            slots = v["row_conditionings"][rows]
-            return self.teacher.predict_noise(
-                z[rows],
-                v["row_timesteps"][rows],
-                {name: tensor[slots] for name, tensor in table.items()},
-            )
-
-        return self.limit.run(forward, len(z))
 
     def _teacher_inputs(self, staged: Staged, noise: torch.Tensor | None) -> torch.Tensor:
         """z_t of every row, float32 [m, *event_shape]."""

@@ -54,7 +54,7 @@ class Worker:
         # Arrays in shared memory are read-only, and nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._staging = ThreadPoolExecutor(1, thread_name_prefix="staging")
+        self._staging = ThreadPoolExecutor(2, thread_name_prefix="staging")
         self._replica: InProcessReplica | None = None
         self._conditionings: OrderedDict[str, Conditioning] = OrderedDict()
 

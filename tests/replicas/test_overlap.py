@@ -1,0 +1,55 @@
+"""The in-process replica's steps beside each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from carv_server.replicas.forward import evaluate
+from carv_server.replicas.inprocess import InProcessReplica
+from carv_server.replicas.protocol import Conditioning, WorkResult
+from carv_server.teachers.protocol import Unconditional
+from carv_server.teachers.simulated import DeviceTiming, SimulatedTeacher
+from tests.replicas.works import make
+
+
+def test_overlapped_forwards_give_the_same_and_spend_nothing_on_the_dead() -> None:
+    """Behind a device that takes its time, the steps around the forward run in other threads."""
+    teacher = SimulatedTeacher((4, 8, 8), DeviceTiming(0.005, 0.0))
+    (row,) = teacher.encode(Unconditional())
+    works = [make(teacher, [Conditioning("none", row)], seed, draws=3) for seed in range(5)]
+    expected = evaluate(teacher, works)
+
+    async def scenario() -> None:
+        with ThreadPoolExecutor(1) as device, ThreadPoolExecutor(2) as staging:
+            replica = InProcessReplica(teacher, device, 64, staging)
+            first = await replica.run(works, lambda _: True)  # learns that overlapping pays
+            both = await asyncio.gather(
+                replica.run(works, lambda _: True), replica.run(works[:2], lambda _: True)
+            )
+            some = await replica.run(works, lambda index: index != 1)
+            none = await replica.run(works, lambda _: False)
+        for found in (first, both[0]):
+            _assert_same(found.results, expected)
+        _assert_same(both[1].results, expected[:2])
+        assert 0.005 <= both[0].seconds < 0.01
+        assert some.results[1] is None
+        kept = [i for i in range(5) if i != 1]
+        _assert_same([some.results[i] for i in kept], [expected[i] for i in kept])
+        assert none.results == [None] * 5 and none.seconds < 0.005
+
+    asyncio.run(scenario())
+
+
+def _assert_same(found: Sequence[WorkResult | None], expected: Sequence[WorkResult]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one is not None and one.residuals is not None and other.residuals is not None
+        np.testing.assert_allclose(one.residuals, other.residuals, rtol=1e-6)
+        assert one.reduction is not None and other.reduction is not None
+        for key, moments in other.reduction.moments.items():
+            np.testing.assert_allclose(
+                one.reduction.moments[key].mean.numpy(), moments.mean.numpy(), rtol=1e-5, atol=1e-6
+            )

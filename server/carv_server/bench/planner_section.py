@@ -149,9 +149,10 @@ class _Clock:
 def _follow(session: Session, client: TeacherClient, study: GridStudy) -> DrawPlanner:
     views = study.views
     prompts = list(dict.fromkeys(views.prompts))
+    place = session.studies.index(study)  # fields have views and noise of their own
     made = dict(zip(prompts, client.create_conditioning(prompts), strict=True))
     clock = _Clock()
-    planner, rng = DrawPlanner(clock=clock), np.random.default_rng(3)
+    planner, rng = DrawPlanner(clock=clock), np.random.default_rng([3, place])
     shape = (1, *session.laboratory.event_shape)
     draw_seconds = 0.0
     for step in range(session.scale.planner_steps):
@@ -168,7 +169,7 @@ def _follow(session: Session, client: TeacherClient, study: GridStudy) -> DrawPl
             planner=planner,
             guidance_scale=GRID_GUIDANCE,
             history=f"planner {views.stage.stage}",
-            seed=_SEED + step,
+            seed=_SEED + (place << 32) + step,
         )
         factor = views.factors[view]
 

@@ -149,7 +149,8 @@ class _Clock:
 def _follow(session: Session, client: TeacherClient, study: GridStudy) -> DrawPlanner:
     views = study.views
     prompts = list(dict.fromkeys(views.prompts))
-    place = session.studies.index(study)  # fields have views and noise of their own
+    # Fields have views and noise of their own.
+    place = next(i for i, each in enumerate(session.studies) if each is study)
     made = dict(zip(prompts, client.create_conditioning(prompts), strict=True))
     clock = _Clock()
     planner, rng = DrawPlanner(clock=clock), np.random.default_rng([3, place])

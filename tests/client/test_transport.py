@@ -236,6 +236,7 @@ CLASSES = {
     Reason.QUEUE_FULL: ResourceExhaustedError,
     Reason.DEADLINE_EXPIRED: DeadlineExceededError,
     Reason.DRAINING: UnavailableError,
+    Reason.NO_REPLICA: UnavailableError,
     Reason.NON_FINITE_RESULT: InternalError,
     Reason.REPLICA_FAILED: InternalError,
     Reason.INTERNAL: InternalError,

@@ -192,7 +192,10 @@ class Scheduler:
             raise expired(0.0, evaluations)
         if not self._workers and now - self._bereft_since > _WITHOUT_REPLICA_SECONDS:
             self._tally.refused += 1
-            raise no_replica(now - self._bereft_since)
+            raise no_replica(
+                f"no replica of the teacher has been there for {now - self._bereft_since:.0f} s; "
+                "another is being started"
+            )
         config, queue, tenant = self._config, self._queue, terms.tenant
         total = self.waiting
         if is_admitted(evaluations, total, queue.waiting(tenant), queue.share(tenant), config):

@@ -33,6 +33,7 @@ from carv_server.refine.call import refine_gradient
 from carv_server.replicas.protocol import Conditioning, Encoder, ReplicaLost
 from carv_server.request import SMALL_BYTES, DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
+from carv_server.scheduling.outcomes import no_replica
 from carv_server.scheduling.terms import Terms
 from carv_server.teachers.protocol import Source, SourceError
 from carv_server.validation.latents import check_create_latents
@@ -46,8 +47,6 @@ from carv_server.validation.subject import RequestContext
 __all__ = ["Call", "ServedTeacher", "TeacherService"]
 
 _Result = TypeVar("_Result")
-
-_NO_REPLICA_RETRY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -312,9 +311,7 @@ class TeacherService:
                 [FieldViolation(f"source.{fault.field}", str(fault)) for fault in error.all]
             ) from None
         except ReplicaLost as error:
-            raise RequestError(
-                Reason.NO_REPLICA, str(error), retry_delay_seconds=_NO_REPLICA_RETRY_SECONDS
-            ) from None
+            raise no_replica(str(error)) from None
         return {
             handle: self._store.put(handle, teacher.id, row)
             for handle, row in zip(handles, rows, strict=True)

@@ -40,12 +40,8 @@ def drained() -> RequestError:
     return RequestError(Reason.DRAINING, "the server has stopped; send it elsewhere")
 
 
-def no_replica(seconds: float) -> RequestError:
-    return RequestError(
-        Reason.NO_REPLICA,
-        f"no replica of the teacher has been there for {seconds:.0f} s; another is being started",
-        retry_delay_seconds=_NO_REPLICA_RETRY_SECONDS,
-    )
+def no_replica(message: str) -> RequestError:
+    return RequestError(Reason.NO_REPLICA, message, retry_delay_seconds=_NO_REPLICA_RETRY_SECONDS)
 
 
 def replica_failed(error: Exception) -> RequestError:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from carv_server.teachers.protocol import Source, Teacher, TeacherDescription, Tensors
+from carv_server.teachers.protocol import Teacher, Tensors
+from carv_server.teachers.wrapped import WrappedTeacher
 
 __all__ = ["BucketedTeacher", "bucket_sizes"]
 
@@ -17,7 +18,7 @@ def bucket_sizes(most: int) -> list[int]:
     return [1 << i for i in range((most - 1).bit_length())] + [most]
 
 
-class BucketedTeacher:
+class BucketedTeacher(WrappedTeacher):
     """Pads every forward to the next of a few batch sizes, and cuts the padding off again.
 
     Rows of a forward do not see each other, so padding changes no answer; and it is no
@@ -28,19 +29,8 @@ class BucketedTeacher:
     """
 
     def __init__(self, inner: Teacher, sizes: Sequence[int]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._sizes = tuple(sizes)
-
-    @property
-    def description(self) -> TeacherDescription:
-        return self._inner.description
-
-    @property
-    def device(self) -> torch.device:
-        return self._inner.device
-
-    def encode(self, source: Source) -> Sequence[Tensors]:
-        return self._inner.encode(source)
 
     def predict_noise(
         self, z_t: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from carv_server.teachers.protocol import Source, Teacher, TeacherDescription, Tensors
+from carv_server.teachers.protocol import Teacher, Tensors
+from carv_server.teachers.wrapped import WrappedTeacher
 
 __all__ = ["GraphedTeacher"]
 
@@ -25,7 +26,7 @@ class _Captured:
     noise: torch.Tensor
 
 
-class GraphedTeacher:
+class GraphedTeacher(WrappedTeacher):
     """Replays a captured graph for each of a few batch sizes; other forwards run as they are.
 
     A graph is captured at the first forward of its size and conditioning shapes, which is what
@@ -44,21 +45,10 @@ class GraphedTeacher:
                 f"CUDA graphs need a CUDA device, and this teacher is on {inner.device}; leave "
                 "--cuda-graphs out"
             )
-        self._inner = inner
+        super().__init__(inner)
         self._sizes = frozenset(sizes)
         self._pool = torch.cuda.graph_pool_handle()
         self._captured: dict[object, _Captured] = {}
-
-    @property
-    def description(self) -> TeacherDescription:
-        return self._inner.description
-
-    @property
-    def device(self) -> torch.device:
-        return self._inner.device
-
-    def encode(self, source: Source) -> Sequence[Tensors]:
-        return self._inner.encode(source)
 
     def predict_noise(
         self, z_t: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors

@@ -44,6 +44,7 @@ _NAMES = {
     pb.D_TYPE_INT64: "int64",
 }
 _BY_NAME = {name: value for value, name in _NAMES.items()}
+_BY_KIND = {"f": "float32", "i": "int64", "u": "int64"}
 _MAX_DIMENSIONS = 16
 
 FLOAT_DTYPES = frozenset({pb.D_TYPE_FLOAT32, pb.D_TYPE_FLOAT16, pb.D_TYPE_BFLOAT16})
@@ -91,14 +92,11 @@ def write_tensor(message: pb.Tensor, array: npt.ArrayLike, dtype: str | None = N
     """
     values = np.asarray(array)
     if dtype is None:
+        dtype = _BY_KIND.get(values.dtype.kind)
+        if dtype is None:
+            raise TensorError("dtype", f"cannot send an array of dtype {values.dtype}")
         if values.dtype == np.float16:
             dtype = "float16"
-        elif np.issubdtype(values.dtype, np.floating):
-            dtype = "float32"
-        elif np.issubdtype(values.dtype, np.integer):
-            dtype = "int64"
-        else:
-            raise TensorError("dtype", f"cannot send an array of dtype {values.dtype}")
     if dtype not in _BY_NAME:
         raise TensorError("dtype", f"unknown dtype {dtype!r}; known: {', '.join(_BY_NAME)}")
     wire = _BY_NAME[dtype]

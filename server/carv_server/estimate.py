@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -67,7 +68,8 @@ class Estimate:
         gradient: float32 [R, *event_shape].
         noise_variance: float64 [R], tr Cov of each render's gradient; None where unavailable.
         effective_sample_size: float64 [R].
-        draws: the draws made, in the order of K.
+        draws_spent: R K.
+        draws: the draws made, in the order of K; put together when they are first asked for.
         sampling: how they were made; None for the client's own draws.
         half_estimates: float32 [2, R, *event_shape], independent, where asked for.
     """
@@ -76,12 +78,17 @@ class Estimate:
     noise_variance: Float64Array | None
     variance_estimator: VarianceEstimator
     effective_sample_size: Float64Array
-    draws: DrawRecord
+    draws_spent: int
     sampling: Resolved | None
     half_estimates: Float32Array | None
     evaluations: int
     queue_seconds: float
     compute_seconds: float
+    make_record: Callable[[], DrawRecord]
+
+    @cached_property
+    def draws(self) -> DrawRecord:
+        return self.make_record()
 
 
 @dataclass(frozen=True)
@@ -213,32 +220,41 @@ def _merged(
         variance = (difference**2).sum(axis=1) / 4
         estimator = VarianceEstimator.UNBIASED
 
-    def joined(values: Callable[[_Part], npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        if count == 1:
-            return values(parts[0])
-        return np.concatenate([values(part) for part in parts], axis=1)
-
-    timesteps = joined(lambda part: part.plan.timesteps)
-    weights = joined(lambda part: part.plan.importance_weights)
+    weights = _joined(parts, lambda part: part.plan.importance_weights)
     return Estimate(
         gradient=gradients.mean(axis=0) if count > 1 else gradients[0],
         noise_variance=None if estimator is VarianceEstimator.UNAVAILABLE else variance,
         variance_estimator=estimator,
         effective_sample_size=effective_sample_size(weights),
-        draws=DrawRecord(
-            timesteps=timesteps,
-            noise_indices=joined(lambda part: part.plan.noise_indices),
-            signs=joined(lambda part: part.plan.signs),
-            importance_weights=weights,
-            control_coefficients=joined(lambda part: part.plan.control_coefficients),
-            norms=np.abs(objective.weighting[timesteps])
-            * np.sqrt(joined(lambda part: part.residuals[..., 0])),
-        ),
+        draws_spent=weights.size,
         sampling=resolved,
         half_estimates=gradients if count > 1 else None,
         evaluations=sum(part.evaluations for part in parts),
         queue_seconds=min(part.result.queue_seconds for part in parts),
         compute_seconds=sum(part.result.compute_seconds for part in parts),
+        make_record=lambda: _record(parts, objective),
+    )
+
+
+def _joined(
+    parts: Sequence[_Part], values: Callable[[_Part], npt.NDArray[Any]]
+) -> npt.NDArray[Any]:
+    """[R, K] over the parts' draws."""
+    if len(parts) == 1:
+        return values(parts[0])
+    return np.concatenate([values(part) for part in parts], axis=1)
+
+
+def _record(parts: Sequence[_Part], objective: ObjectiveTables) -> DrawRecord:
+    timesteps = _joined(parts, lambda part: part.plan.timesteps)
+    return DrawRecord(
+        timesteps=timesteps,
+        noise_indices=_joined(parts, lambda part: part.plan.noise_indices),
+        signs=_joined(parts, lambda part: part.plan.signs),
+        importance_weights=_joined(parts, lambda part: part.plan.importance_weights),
+        control_coefficients=_joined(parts, lambda part: part.plan.control_coefficients),
+        norms=np.abs(objective.weighting[timesteps])
+        * np.sqrt(_joined(parts, lambda part: part.residuals[..., 0])),
     )
 
 

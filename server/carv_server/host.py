@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import time
 from pathlib import Path
 
-__all__ = ["forward_threads", "keep_freed_memory", "undisturbed_seconds", "usable_cores"]
+__all__ = [
+    "forward_threads",
+    "keep_freed_memory",
+    "settle_heap",
+    "undisturbed_seconds",
+    "usable_cores",
+]
 
 _SCHEDULER_STATISTICS = Path("/proc/thread-self/schedstat")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -17,6 +24,10 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGEST_MMAP_THRESHOLD = 32 << 20
 _KEPT_BYTES = 1 << 30
+
+# Objects made less those freed before a collection: a request makes some hundred, and frees them
+# without one.
+_COLLECT_AFTER = (10_000, 20, 20)
 
 
 def usable_cores(quota: Path = _CPU_QUOTA) -> int:
@@ -57,3 +68,12 @@ def keep_freed_memory() -> bool:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         and mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
     )
+
+
+def settle_heap() -> None:
+    """Leave all that lives by now, libraries and teachers, out of the garbage collector's passes:
+    they took a third of the processor time of small requests, and the longest a tenth of a
+    second at a stretch. For a process that serves until it ends."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)

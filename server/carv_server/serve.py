@@ -22,6 +22,7 @@ from carv_server.conditioning import ConditioningStore
 from carv_server.config import ServerConfig
 from carv_server.front import Front
 from carv_server.history import DrawHistories
+from carv_server.host import settle_heap
 from carv_server.latents import LatentStore
 from carv_server.pools import start_pools, waiting_seconds
 from carv_server.prepare import PreparedTeacher, as_prepared
@@ -211,6 +212,7 @@ async def serve_until_signalled(
             server = RunningServer(config, teachers, pools)
             running.append(server)
             async with server:
+                settle_heap()
                 _log.info("serving %s on %s", ", ".join([*teachers, *pools]), server.address)
                 await signalled.wait()
     # gRPC's tasks end a little after its server; cut off by the loop's end they would log errors.

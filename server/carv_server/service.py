@@ -180,7 +180,7 @@ class TeacherService:
             sampling=encode_sampling(sampling, spec.draws, spec.history)
             if isinstance(spec, DrawSpec) and sampling is not None
             else None,
-            draws_spent=estimate.draws.timesteps.size,
+            draws_spent=estimate.draws_spent,
             evaluations_spent=estimate.evaluations,
             timings=_timings(call, estimate.queue_seconds, estimate.compute_seconds),
             draw_table=encode_draws(estimate) if checked.return_draws else None,

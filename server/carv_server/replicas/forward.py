@@ -20,12 +20,14 @@ from carv_server.replicas.conditioning_cache import ConditioningCache
 from carv_server.replicas.protocol import NonFiniteDraw, Work, WorkResult
 from carv_server.replicas.row_limit import RowLimit
 from carv_server.replicas.staging import Staged, stage
+from carv_server.sampling.finite import all_finite
 from carv_server.sampling.group_sums import DrawLabels, reduce_works
 from carv_server.sampling.noise import draw_noise
 from carv_server.teachers.protocol import Teacher
 
 __all__ = ["Forward", "Inputs", "evaluate"]
 
+Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -178,14 +180,21 @@ class Forward:
             else:
                 values, scalars = _integrand(staged, noise, predictions, slices[reduced - 1].stop)
             results = _sums(staged, values, scalars, slices[:reduced])
-        for i, work in enumerate(works):
-            if work.keep_predictions:
-                # The first branch's rows are the draws.
-                kept = predictions[slices[i]]
-                failure = _first_failure(work, kept)
-                result = failure or WorkResult(predictions=kept.to("cpu", copy=True).numpy())
-                results[i : i + 1] = [result]
+        if reduced < len(works) or any(work.keep_predictions for work in works):
+            # The first branch's rows are the draws. One copy to the host, whatever the works.
+            kept = predictions[: bounds[-1]].to("cpu").numpy()
+            for i, work in enumerate(works):
+                if work.keep_predictions:
+                    results[i : i + 1] = [_kept(work, kept[slices[i]])]
         return results
+
+
+def _kept(work: Work, predictions: Float32Array) -> WorkResult:
+    failure = None
+    if not all_finite(predictions):
+        failure = _first_failure(work, torch.from_numpy(predictions))
+    # A view would keep the whole microbatch alive for as long as its work's request.
+    return failure or WorkResult(predictions=predictions.copy())
 
 
 def _nothing(staged: Staged, draws: int) -> tuple[torch.Tensor, Float64Array]:

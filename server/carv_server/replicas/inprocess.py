@@ -7,11 +7,11 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
-from carv_server.replicas.forward import Forward
+from carv_server.replicas.forward import Forward, Inputs
 from carv_server.replicas.protocol import MicrobatchResult, Wanted, Work, WorkResult
 from carv_server.replicas.staging import Staged
 from carv_server.replicas.warmup import warm_up
@@ -25,8 +25,17 @@ _Result = TypeVar("_Result")
 _WORTH_OVERLAPPING_SECONDS = 0.003
 
 
+class _Predicted(NamedTuple):
+    predictions: torch.Tensor
+    seconds: float
+
+
 class InProcessReplica:
-    """Runs microbatches of one teacher, one at a time.
+    """Runs microbatches of one teacher, one forward at a time.
+
+    A microbatch that comes while another is here has noise, z_t and sums made beside the other's
+    forward; one that comes to an idle device spares itself the hand-overs between threads, and is
+    all the sooner answered.
 
     Args:
         executor: a single thread; replicas of teachers on one device share it.
@@ -47,6 +56,7 @@ class InProcessReplica:
         self._staging = staging
         self._on_cuda = teacher.device.type == "cuda"
         self._device_seconds = 0.0
+        self._present = 0
         self._forward = Forward(teacher, max_rows)
 
     @property
@@ -74,15 +84,20 @@ class InProcessReplica:
         await self._call(lambda: warm_up(self._forward, sizes))
 
     async def run(self, works: Sequence[Work], wanted: Wanted) -> MicrobatchResult:
-        if self._staging is None:
-            return await self._call(lambda: self._alone(works, wanted))
-        if self._on_cuda:
-            # The device does the arithmetic in the order it is given: laid out ahead is enough.
-            staged = await self._beside(lambda: self._forward.stage(works))
-            return await self._call(lambda: self._timed(works, wanted, staged))
-        if self._device_seconds < _WORTH_OVERLAPPING_SECONDS:
-            return await self._call(lambda: self._alone(works, wanted))
-        return await self._overlapped(works, wanted)
+        self._present += 1
+        try:
+            if self._staging is None:
+                return await self._call(lambda: self._whole(works, wanted))
+            if self._on_cuda:
+                # The device does the arithmetic in the order it is given: laid out ahead is enough.
+                staged = await self._beside(lambda: self._forward.stage(works))
+                return await self._call(lambda: self._timed(works, wanted, staged))
+            alone = self._present == 1
+            if not alone and self._device_seconds >= _WORTH_OVERLAPPING_SECONDS:
+                return await self._overlapped(works, wanted)
+            return await self._call(lambda: self._whole(works, wanted))
+        finally:
+            self._present -= 1
 
     async def _overlapped(self, works: Sequence[Work], wanted: Wanted) -> MicrobatchResult:
         """The teacher's forward alone in the device's thread: noise and z_t of the next microbatch
@@ -90,40 +105,53 @@ class InProcessReplica:
         forward = self._forward
         inputs = await self._beside(lambda: forward.inputs(forward.stage(works)))
 
-        def predict() -> tuple[torch.Tensor, float] | None:
+        def predict() -> _Predicted | MicrobatchResult | None:
             if not all(map(wanted, range(len(works)))):
                 return None
-            start = time.perf_counter()
-            predictions = forward.predict(inputs)
-            return predictions, time.perf_counter() - start
+            return self._predict(inputs)
 
         found = await self._call(predict)
         if found is None:  # rare: what is still wanted is laid out again
-            return await self._call(lambda: self._alone(works, wanted))
-        predictions, seconds = found
-        self._device_seconds = seconds
-        results = await self._beside(lambda: forward.results(inputs, predictions))
-        return MicrobatchResult(results, seconds)
+            return await self._call(lambda: self._whole(works, wanted))
+        if isinstance(found, MicrobatchResult):
+            return found
+        results = await self._beside(lambda: forward.results(inputs, found.predictions))
+        return MicrobatchResult(results, found.seconds)
 
-    def _alone(self, works: Sequence[Work], wanted: Wanted) -> MicrobatchResult:
-        result = self._timed(works, wanted, None)
-        self._device_seconds = result.seconds
-        return result
-
-    def _timed(
-        self, works: Sequence[Work], wanted: Wanted, staged: Staged | None
-    ) -> MicrobatchResult:
-        # Results are on the host when the forward returns: nothing is left to wait for.
+    def _predict(self, inputs: Inputs) -> _Predicted | MicrobatchResult:
+        """In the device's thread: the forward, and the sums too where no other microbatch waits
+        for it."""
         start = time.perf_counter()
-        results: list[WorkResult | None] = [None] * len(works)
+        predictions = self._forward.predict(inputs)
+        seconds = self._device_seconds = time.perf_counter() - start
+        if self._present > 1 and seconds >= _WORTH_OVERLAPPING_SECONDS:
+            return _Predicted(predictions, seconds)
+        return MicrobatchResult(self._forward.results(inputs, predictions), seconds)
+
+    def _whole(self, works: Sequence[Work], wanted: Wanted) -> MicrobatchResult:
+        """All steps in the device's thread, of what is still wanted."""
         kept = [index for index in range(len(works)) if wanted(index)]
-        if staged is not None and len(kept) == len(works):
-            found = self._forward.compute(staged)
-        else:
-            found = self._forward.evaluate([works[index] for index in kept]) if kept else []
+        results: list[WorkResult | None] = [None] * len(works)
+        if not kept:
+            return MicrobatchResult(results, 0.0)
+        forward = self._forward
+        inputs = forward.inputs(forward.stage([works[index] for index in kept]))
+        start = time.perf_counter()
+        predictions = forward.predict(inputs)
+        seconds = self._device_seconds = time.perf_counter() - start
+        found = forward.results(inputs, predictions)
         for index, result in zip(kept, found, strict=True):
             results[index] = result
-        return MicrobatchResult(results, time.perf_counter() - start)
+        return MicrobatchResult(results, seconds)
+
+    def _timed(self, works: Sequence[Work], wanted: Wanted, staged: Staged) -> MicrobatchResult:
+        """All steps but the staging, on a device that runs behind the host: results are on the
+        host when they return, so that nothing is left to wait for."""
+        start = time.perf_counter()
+        if not all(map(wanted, range(len(works)))):
+            return self._whole(works, wanted)
+        found = self._forward.compute(staged)
+        return MicrobatchResult(found, time.perf_counter() - start)
 
     async def _beside(self, function: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._staging, function)

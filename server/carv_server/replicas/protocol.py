@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -41,7 +42,7 @@ class Conditioning:
     handle: str
     tensors: Tensors
 
-    @property
+    @cached_property
     def signature(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Names and shapes; rows share a forward only where these agree."""
         return tuple(sorted((name, tuple(t.shape)) for name, t in self.tensors.items()))

@@ -299,13 +299,14 @@ def explicit_plan(
 ) -> DrawPlan:
     """A plan from the client's own draws, all [R, K]; draws that share a noise index are one
     group. Nothing is known of the law of the client's timesteps."""
-    # Ranks of the distinct indices of each render.
-    order = np.argsort(noise_indices, axis=1)
-    sorted_indices = np.take_along_axis(noise_indices, order, axis=1)
-    ranks = np.zeros_like(noise_indices)
-    ranks[:, 1:] = np.cumsum(sorted_indices[:, 1:] != sorted_indices[:, :-1], axis=1)
-    groups = np.empty_like(noise_indices)
-    np.put_along_axis(groups, order, ranks, axis=1)
+    groups = np.zeros_like(noise_indices)
+    if groups.shape[1] > 1:
+        # Ranks of the distinct indices of each render.
+        order = np.argsort(noise_indices, axis=1)
+        sorted_indices = np.take_along_axis(noise_indices, order, axis=1)
+        ranks = np.zeros_like(noise_indices)
+        ranks[:, 1:] = np.cumsum(sorted_indices[:, 1:] != sorted_indices[:, :-1], axis=1)
+        np.put_along_axis(groups, order, ranks, axis=1)
     return DrawPlan(
         timesteps, noise_indices, signs, weights, np.zeros_like(weights), groups, groups, False
     )

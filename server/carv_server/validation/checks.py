@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from carv.errors import FieldViolation
 from carv.tensors import FLOAT_DTYPES, TensorError, decode_tensor, dtype_name
 from carv.v1 import objective_pb2, tensor_pb2
 from carv_server.errors import invalid
+from carv_server.sampling.finite import all_finite
 
 __all__ = [
     "FLOAT32_MAX",
@@ -73,7 +73,7 @@ def check_latents(
     if not 1 <= len(values) <= max_renders:
         violations.add(f"{field}.shape", f"R is {len(values)}; it must be in 1 .. {max_renders}")
         return None
-    if not _all_finite(values):
+    if not all_finite(values):
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
         violations.add(f"{field}.data", f"{values[where]} at {list(where)}; values must be finite")
         return None
@@ -156,15 +156,6 @@ def decode(
         # numpy's own: an array without elements whose other sizes it cannot hold.
         violations.add(f"{field}.shape", str(error))
     return None
-
-
-def _all_finite(values: npt.NDArray[Any]) -> bool:
-    if values.dtype == np.float32:
-        # A sum of squares is finite only where each is, and BLAS has it in a sixth of the time.
-        flat = values.reshape(-1)
-        if math.isfinite(np.dot(flat, flat)):
-            return True
-    return bool(np.isfinite(values).all())
 
 
 def _not_finite(largest: float) -> str:

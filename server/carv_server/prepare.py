@@ -22,6 +22,8 @@ __all__ = ["PreparedTeacher", "as_prepared", "load_teachers"]
 
 _log = logging.getLogger(__name__)
 
+_POWERS = tuple(1 << i for i in range(10))
+
 
 @dataclass(frozen=True)
 class PreparedTeacher:
@@ -75,15 +77,15 @@ def _load(registration: TeacherRegistration, device: torch.device, dtype: str) -
 
 
 def _prepared(teacher_id: str, teacher: Teacher, config: ServerConfig) -> PreparedTeacher:
-    if config.compile:
-        if isinstance(teacher, Compilable):
-            teacher.compile_network()
-        else:
-            _log.info("teacher %s has no network to compile", teacher_id)
+    on_cuda = teacher.device.type == "cuda"
+    if not on_cuda:
+        _compile(teacher_id, teacher, config)
     budget = config.scheduler.evaluation_budget
     if config.tune:
         started = time.perf_counter()
-        tuning = tune_rows(teacher)
+        # Small networks take as long as their launches, unless they are graphs.
+        graphed = GraphedTeacher(teacher, _POWERS) if config.cuda_graphs else teacher
+        tuning = tune_rows(graphed)
         budget = tuning.rows
         _log.info(
             "teacher %s: microbatches of %d evaluations; measured (rows: evaluations/s) %s, until "
@@ -94,15 +96,27 @@ def _prepared(teacher_id: str, teacher: Teacher, config: ServerConfig) -> Prepar
             tuning.ended_by,
             time.perf_counter() - started,
         )
+    if on_cuda:
+        # For each size anew, at a minute each: not for sizes that are only tried.
+        _compile(teacher_id, teacher, config)
     if not (config.compile or config.cuda_graphs):
         return PreparedTeacher(teacher, budget, _eager_sizes(budget))
     sizes = bucket_sizes(budget)
-    if teacher.device.type == "cpu":
+    if not on_cuda:
         # Compiled for any size, and padding would cost what the rows cost.
         return PreparedTeacher(teacher, budget, tuple(sizes))
     if config.cuda_graphs:
         teacher = GraphedTeacher(teacher, sizes)
     return PreparedTeacher(BucketedTeacher(teacher, sizes), budget, tuple(sizes))
+
+
+def _compile(teacher_id: str, teacher: Teacher, config: ServerConfig) -> None:
+    if not config.compile:
+        return
+    if isinstance(teacher, Compilable):
+        teacher.compile_network()
+    else:
+        _log.info("teacher %s has no network to compile", teacher_id)
 
 
 def as_prepared(teacher: PreparedTeacher | Teacher, config: ServerConfig) -> PreparedTeacher:

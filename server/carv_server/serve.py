@@ -64,7 +64,9 @@ class RunningServer:
         self._config = config
         # One thread for the device: forwards of all teachers take turns on it.
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._staging_thread = ThreadPoolExecutor(2, thread_name_prefix="staging")
+        self._staging_thread = ThreadPoolExecutor(
+            2 * max(1, len(teachers)), thread_name_prefix="staging"
+        )
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="messages")
         self._served: dict[str, ServedTeacher] = {}
         self._cold: list[tuple[InProcessReplica, Sequence[int]]] = []

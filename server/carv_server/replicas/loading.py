@@ -28,6 +28,9 @@ def load_in(registration: TeacherRegistration, device: torch.device, dtype: str)
     def load(dtype: torch.dtype) -> Teacher:
         return load_teacher(registration, device=device, dtype=dtype)
 
+    if device.type == "cuda":
+        # Else convolutions in "float32" keep ten bits, and a digest means two things.
+        torch.backends.cudnn.allow_tf32 = False
     reduced = reduced_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     exact = load(torch.float32)
     if reduced in (None, torch.float32) or not isinstance(exact, Compilable):

@@ -60,7 +60,8 @@ class Run:
         if self._device == "cuda":
             torch.cuda.empty_cache()
         early = [part for part in given.parts if not part.startswith("compiled")]
-        self._bare(entry, folder, early, model.sizes)
+        if any(part != "again" for part in early):
+            self._bare(entry, folder, early, model.sizes)
         for mode in given.modes:
             say(f"{model.name}, {mode}: starting the server")
             try:

@@ -189,7 +189,8 @@ def _plot(plt: Any, file: Path, entry: Mapping[str, Any], rows: Sequence[dict[st
     right.set_title("served over gRPC")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        if axes.get_lines():
+            axes.legend(fontsize="small")
     figure.suptitle(entry["title"])
     figure.savefig(file, dpi=110)
     plt.close(figure)

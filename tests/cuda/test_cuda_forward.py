@@ -165,7 +165,7 @@ def test_out_of_memory_halves_the_rows_and_stays_usable(embedded: Teacher) -> No
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(CUDA).total_memory
     room = torch.cuda.memory_reserved(CUDA) + (20 << 26)
-    torch.cuda.set_per_process_memory_fraction(room / total, CUDA)
+    torch.cuda.set_per_process_memory_fraction(room / total)
     try:
         forward = Forward(Hungry(embedded), 64)
         for _ in range(2):
@@ -176,7 +176,7 @@ def test_out_of_memory_halves_the_rows_and_stays_usable(embedded: Teacher) -> No
             RowLimit().run(lambda _: torch.empty(40 << 26, dtype=torch.uint8, device=CUDA), 1)
         _assert_close(works[0], forward.evaluate(works[:1])[0], expected[0], 1e-5)
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, CUDA)
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def _assert_close(work: Work, one: WorkResult, other: WorkResult, tolerance: float) -> None:

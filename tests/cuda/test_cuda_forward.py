@@ -4,12 +4,14 @@ other on streams of their own."""
 from __future__ import annotations
 
 import asyncio
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
+from carv.noise import DOMAIN_NOISE
 from carv.noise import draw_noise as reference_noise
 from carv_server.replicas.forward import Forward
 from carv_server.replicas.inprocess import InProcessReplica
@@ -17,6 +19,8 @@ from carv_server.replicas.loading import load_in
 from carv_server.replicas.precision import probe_gradient, relative_error
 from carv_server.replicas.protocol import Conditioning, Work, WorkResult
 from carv_server.replicas.row_limit import RowLimit
+from carv_server.sampling import noise as noise_module
+from carv_server.sampling.fused_noise import fused_lanes
 from carv_server.sampling.noise import draw_noise
 from carv_server.sampling.philox import philox4x32
 from carv_server.teachers.protocol import Teacher, Tensors
@@ -94,7 +98,11 @@ def test_the_noise_is_the_contracts() -> None:
     for on_cuda, on_cpu in zip(found, philox4x32(counter, key), strict=True):
         assert torch.equal(on_cuda.cpu(), on_cpu)
 
-    shape = (4, 16, 16)
+    for shape in ((4, 16, 16), (3, 5, 1)):  # the latter no multiple of a counter's four
+        _assert_contracts_noise(shape)
+
+
+def _assert_contracts_noise(shape: tuple[int, ...]) -> None:
     seeds, renders, indices = [7, 2**64 - 3], [0, 2**32 - 1], [5, 2**31]
     halves = torch.tensor([[seed & 0xFFFFFFFF, seed >> 32] for seed in seeds], device=CUDA)
     noise = draw_noise(
@@ -103,6 +111,11 @@ def test_the_noise_is_the_contracts() -> None:
     for i, row in enumerate(noise.cpu().numpy()):
         expected = reference_noise(seeds[i], renders[i], indices[i], shape)
         np.testing.assert_allclose(row, expected, rtol=0, atol=4e-6)
+    blocks = -(-math.prod(shape) // 4)
+    given = halves, torch.tensor(renders, device=CUDA), torch.tensor(indices, device=CUDA), blocks
+    plain = noise_module._on_device(*given)
+    assert (fused_lanes(*given, DOMAIN_NOISE) - plain).abs().max() < 2e-6
+    assert noise_module._fuses, "kernels can be compiled here"
 
 
 def test_microbatches_beside_each_other_do_not_mix(embedded: Teacher) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -52,11 +53,21 @@ class Run:
         self._given = given
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self.found: dict[str, Any] = {"machine": _machine(), "models": {}}
+        self._file = given.out / "device.json"
+        if self._file.is_file():  # an earlier part of the same run
+            earlier = json.loads(self._file.read_text())
+            if earlier["machine"]["device"] == self.found["machine"]["device"]:
+                self.found["models"] = earlier["models"]
+                self.found["machine"]["command"] = "; ".join(
+                    each["machine"]["command"] for each in (earlier, self.found)
+                )
 
     def measure(self, model: Model, work: Path) -> None:
         given, entry = self._given, self._entry(model)
-        say(f"{model.name}: writing")
-        folder = model.write(work / model.name, torch.device(self._device))
+        folder = work / model.name
+        if not (folder / "model_index.json").is_file():
+            say(f"{model.name}: writing")
+            folder = model.write(folder, torch.device(self._device))
         if self._device == "cuda":
             torch.cuda.empty_cache()
         early = [part for part in given.parts if not part.startswith("compiled")]
@@ -96,12 +107,11 @@ class Run:
     def _entry(self, model: Model) -> dict[str, Any]:
         entry: dict[str, Any] = {"title": model.title, "sizes": list(model.sizes)}
         entry |= {"bare": [], "again": [], "servers": [], "served": []}
-        self.found["models"][model.name] = entry
-        return entry
+        return self.found["models"].setdefault(model.name, entry)
 
     def save(self) -> None:
-        self._given.out.mkdir(parents=True, exist_ok=True)
-        (self._given.out / "device.json").write_text(json.dumps(self.found, indent=1))
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text(json.dumps(self.found, indent=1))
 
 
 def _best_sizes(entry: dict[str, Any]) -> list[int]:
@@ -117,7 +127,7 @@ def _machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python -m benchmarks.device", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.device", *sys.argv[1:]]),
     }
 
 
@@ -135,6 +145,7 @@ def main() -> int:
     add("--modes", default="eager;graphs", help=f"of the server, by ';': {'; '.join(MODES)}")
     add("--seconds", type=float, default=4.0, help="of a load's window (default: 4)")
     add("--bare-seconds", type=float, default=0.4, help="of a batch size (default: 0.4)")
+    add("--work", type=Path, help="folder for networks, kept (default: a temporary one)")
     add("--tiny", action="store_true", help="a tiny network and short windows: does it run at all?")
     add("--report", action="store_true", help="only tables and figures, of device.json in --out")
     given = parser.parse_args()
@@ -153,13 +164,15 @@ def main() -> int:
         given.seconds, given.bare_seconds = 0.5, 0.05
     if not given.report:
         run = Run(given)
-        with tempfile.TemporaryDirectory() as work:
+        with tempfile.TemporaryDirectory() as temporary:
+            work = given.work or Path(temporary)
+            work.mkdir(parents=True, exist_ok=True)
             try:
                 for name in names:
-                    run.measure(MODELS[name], Path(work))
+                    run.measure(MODELS[name], work)
             finally:
                 run.save()
-                for log in Path(work).glob("*.log"):
+                for log in work.glob("*.log"):
                     (given.out / log.name).write_text(log.read_text())
     write_report(given.out)
     say(f"wrote {given.out / 'device.md'}")

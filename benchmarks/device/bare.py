@@ -135,7 +135,7 @@ class _Bench:
             case "float16":
                 self.sweep(part, few, torch.float16, channels_last)
             case "compiled":
-                self.sweep(part, [16], self._reduced, channels_last)
+                self.sweep(part, few[-1:], self._reduced, channels_last)
             case "compiled_any":
                 self.sweep(part, few, self._reduced, channels_last)
             case "parity":

@@ -23,6 +23,7 @@ __all__ = ["PreparedTeacher", "as_prepared", "load_teachers"]
 _log = logging.getLogger(__name__)
 
 _POWERS = tuple(1 << i for i in range(10))
+_SMALL_ROWS, _MANY_ROWS = 16, 64
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,9 @@ def _prepared(teacher_id: str, teacher: Teacher, config: ServerConfig) -> Prepar
         # For each size anew, at a minute each: not for sizes that are only tried.
         _compile(teacher_id, teacher, config)
     if not (config.compile or config.cuda_graphs):
-        return PreparedTeacher(teacher, budget, _eager_sizes(budget))
-    sizes = bucket_sizes(budget)
+        return PreparedTeacher(teacher, budget, _eager_sizes(budget, teacher.device))
+    # Half steps pad less; but a network takes a minute to compile for each.
+    sizes = bucket_sizes(budget, half_steps=on_cuda and not config.compile)
     if not on_cuda:
         # Compiled for any size, and padding would cost what the rows cost.
         return PreparedTeacher(teacher, budget, tuple(sizes))
@@ -124,12 +126,17 @@ def as_prepared(teacher: PreparedTeacher | Teacher, config: ServerConfig) -> Pre
     if isinstance(teacher, PreparedTeacher):
         return teacher
     budget = config.scheduler.evaluation_budget
-    return PreparedTeacher(teacher, budget, _eager_sizes(budget))
+    return PreparedTeacher(teacher, budget, _eager_sizes(budget, teacher.device))
 
 
-def _eager_sizes(budget: int) -> tuple[int, ...]:
-    """Forwards of any size are alike, but for the memory of the largest and the first of all."""
-    return (1, budget) if budget > 1 else (1,)
+def _eager_sizes(budget: int, device: torch.device) -> tuple[int, ...]:
+    """On a CPU forwards of any size are alike, but for the memory of the largest and the first of
+    all. On a CUDA device the first of each size takes tenths of a second, while its libraries plan:
+    all small sizes, and larger ones as far as requests of several draws make them."""
+    if device.type != "cuda":
+        return (1, budget) if budget > 1 else (1,)
+    sizes = {*range(1, _SMALL_ROWS), *range(_SMALL_ROWS, _MANY_ROWS + 1, 4)}
+    return (*sorted(size for size in sizes if size < budget), budget)
 
 
 def _use_threads(threads: int | None) -> None:

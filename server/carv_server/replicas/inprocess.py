@@ -152,7 +152,8 @@ class InProcessReplica:
         results: list[WorkResult | None] = [None] * len(works)
         kept = list(range(len(works)))
         while kept:
-            prepared = await self._beside(lambda: streams.prepare([works[i] for i in kept]))
+            those = [works[index] for index in kept]
+            prepared = await self._beside(lambda: streams.prepare(those))  # noqa: B023
 
             def launch() -> Launched | None:
                 return streams.launch(prepared) if all(map(wanted, kept)) else None  # noqa: B023

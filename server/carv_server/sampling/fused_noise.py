@@ -8,8 +8,10 @@ compiler has to be installed.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -56,7 +58,7 @@ def fused_lanes(
         seeds: int64 [n, 2], low and high word; renders, indices: int64 [n], below 2^32.
 
     Raises:
-        RuntimeError: this build of torch cannot compile kernels.
+        RuntimeError, ImportError, AttributeError: this build of torch cannot compile kernels.
     """
     words, normals = _kernels(domain)
     counted = words(
@@ -71,11 +73,11 @@ def fused_lanes(
 
 @functools.cache
 def _kernels(domain: int) -> tuple[_Kernel, _Kernel]:
-    # Beta, and so not exported under a public name; absent, the caller does without.
-    from torch.cuda.jiterator import (
-        _create_multi_output_jit_fn,  # pyright: ignore[reportPrivateUsage]
-    )
-
-    words = _create_multi_output_jit_fn(_WORDS.replace("DOMAIN", f"{domain}u"), 4)
+    # Beta, and so under no public name; where it is absent the caller does without.
+    jiterator: Any = importlib.import_module("torch.cuda.jiterator")
+    compiled = jiterator._create_multi_output_jit_fn
     turn = f"{2.0 * math.pi!r}f"
-    return words, _create_multi_output_jit_fn(_NORMALS.replace("TURN", turn), 4)
+    return (
+        compiled(_WORDS.replace("DOMAIN", f"{domain}u"), 4),
+        compiled(_NORMALS.replace("TURN", turn), 4),
+    )

@@ -65,7 +65,7 @@ def _on_cuda(
             return fused_lanes(seeds, renders, indices, blocks, DOMAIN_NOISE)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ImportError) as error:
+        except (RuntimeError, ImportError, AttributeError) as error:
             _fuses = False
             _log.warning("noise by many small kernels, since none can be compiled: %s", error)
     return _on_device(seeds, renders, indices, blocks)

@@ -51,13 +51,14 @@ def forward_threads() -> int:
 def undisturbed_seconds() -> float:
     """A clock that stands still while this thread waits for a processor that others hold: what
     it measures is the work, also on a busy machine. Only Linux can tell."""
-    waited = _waited_nanoseconds()
+    before = _waited_nanoseconds()
+    now, waited = time.perf_counter(), _waited_nanoseconds()
     for _ in range(_MOST_READINGS):
-        now, before = time.perf_counter(), waited
-        waited = _waited_nanoseconds()
-        # Else the thread waited between the two readings, which do not belong together.
         if waited == before:
             break
+        # The thread waited between the two readings: they do not belong together.
+        before = waited
+        now, waited = time.perf_counter(), _waited_nanoseconds()
     return now - 1e-9 * waited
 
 

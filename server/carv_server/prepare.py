@@ -48,16 +48,18 @@ def load_teachers(config: ServerConfig) -> dict[str, PreparedTeacher]:
         ValueError: an id is registered twice, the device is not there, or it lacks what
             ``compile`` or ``cuda_graphs`` need.
     """
-    device = _device(config.device)
-    if config.cuda_graphs and device.type != "cuda":
-        raise ValueError(f"--cuda-graphs needs a CUDA device; this server is on {device}")
+    devices = {each.id: _device(each.device or config.device) for each in config.teachers}
+    for device in devices.values():
+        if config.cuda_graphs and device.type != "cuda":
+            raise ValueError(f"--cuda-graphs needs a CUDA device; this server is on {device}")
     _use_threads(config.torch_threads)
     keep_freed_memory()
     teachers: dict[str, PreparedTeacher] = {}
     for registration in config.teachers:
         if registration.id in teachers:
             raise ValueError(f"teacher id {registration.id!r} is registered twice")
-        teacher = _load(registration, device, config.dtype)
+        dtype = registration.dtype or config.dtype
+        teacher = _load(registration, devices[registration.id], dtype)
         teachers[registration.id] = _prepared(registration.id, teacher, config)
     return teachers
 

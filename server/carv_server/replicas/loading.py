@@ -14,6 +14,7 @@ from carv_server.replicas.precision import (
 )
 from carv_server.replicas.row_limit import is_out_of_memory
 from carv_server.teachers.compiling import Compilable
+from carv_server.teachers.hashes import verify_weights
 from carv_server.teachers.protocol import Teacher
 from carv_server.teachers.registry import TeacherRegistration, load_teacher
 
@@ -23,7 +24,13 @@ _log = logging.getLogger(__name__)
 
 
 def load_in(registration: TeacherRegistration, device: torch.device, dtype: str) -> Teacher:
-    """In a number format by name, or in what the device is good at; with its error measured."""
+    """In a number format by name, or in what the device is good at; with its error measured.
+
+    Raises:
+        TeacherFolderError: the folder cannot be served, or a digest is not as it was stated.
+    """
+    if registration.sha256:
+        verify_weights(registration.folder, registration.sha256)
 
     def load(dtype: torch.dtype) -> Teacher:
         return load_teacher(registration, device=device, dtype=dtype)

@@ -23,6 +23,7 @@ from carv_server.gradient_stream import GradientStream
 from carv_server.messages import MessageParser
 from carv_server.service import Call, TeacherService
 from carv_server.statuses import Context, abort, as_request_error
+from carv_server.tenants.access import current_access
 
 __all__ = ["Front"]
 
@@ -140,7 +141,8 @@ class Front:
         started = time.perf_counter()
         self._admission.check(len(data))
         deadline = self._deadline(context)
-        call = Call(started, deadline, context.peer(), size=len(data))
+        access = current_access()
+        call = Call(started, deadline, context.peer(), access.tenant, len(data), access)
         return await self._parser.parse(data, message), call
 
     def _deadline(self, context: Context) -> float | None:

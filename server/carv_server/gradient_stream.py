@@ -20,6 +20,7 @@ from carv_server.errors import RequestError
 from carv_server.messages import MessageParser
 from carv_server.service import Call
 from carv_server.statuses import as_request_error, status_of
+from carv_server.tenants.access import current_access
 from carv_server.validation.stream import check_stream_request
 
 __all__ = ["GradientStream"]
@@ -120,7 +121,8 @@ class GradientStream:
         if timeout is not None:
             own = self._clock() + timeout
             deadline = own if deadline is None else min(own, deadline)
-        return Call(started, deadline, self._caller, size=size)
+        access = current_access()
+        return Call(started, deadline, self._caller, access.tenant, size, access)
 
     async def _answer(self, message: pb.StreamGradientsRequest, call: Call) -> None:
         answer: dict[str, Any]

@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from carv_server.conditioning import ConditioningStore
 from carv_server.config import ServerConfig
 from carv_server.front import Front
+from carv_server.guard import Guard
 from carv_server.history import DrawHistories
 from carv_server.host import settle_heap
 from carv_server.latents import LatentStore
@@ -31,7 +32,12 @@ from carv_server.replicas.protocol import Encoder
 from carv_server.replicas.ray_pool import RayPool
 from carv_server.scheduler import Scheduler
 from carv_server.service import ServedTeacher, TeacherService
+from carv_server.settings.tenants import load_tenants
 from carv_server.teachers.protocol import Teacher
+from carv_server.tenants.reload import Watcher
+from carv_server.tenants.tenancy import Tenancy
+from carv_server.tenants.tenant import Tenant
+from carv_server.tls import RotatingCertificates, read_certificates
 
 __all__ = ["RunningServer", "serve_until_signalled"]
 
@@ -42,6 +48,9 @@ _WORKERS = 2
 _HARD_LIMIT_FACTOR = 2
 _MAX_METADATA_BYTES = 64 * 1024
 _LAST_TASKS_SECONDS = 1.0
+_STOP_SECONDS = 1.0
+# Of messages on the health port.
+_HEALTH_BYTES = 4096
 
 
 class RunningServer:
@@ -62,6 +71,10 @@ class RunningServer:
         pools: Mapping[str, RayPool] | None = None,
     ) -> None:
         self._config = config
+        self._tenancy = self._tenants({*teachers, *(pools or {})})
+        if self._tenancy is not None:
+            weights = replace(config.scheduler, tenant_weights=self._tenancy.weights)
+            self._config = config = replace(config, scheduler=weights)
         # One thread for the device: forwards of all teachers take turns on it.
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._staging_thread = ThreadPoolExecutor(
@@ -83,7 +96,7 @@ class RunningServer:
             limits = replace(config.scheduler, evaluation_budget=pool.evaluation_budget)
             scheduler = Scheduler([], limits, time.monotonic)
             self._served[teacher_id] = self._serve(teacher_id, pool, scheduler)
-        service = TeacherService(
+        self._service = service = TeacherService(
             self._served,
             ConditioningStore(config.store, time.time),
             config.limits,
@@ -101,8 +114,13 @@ class RunningServer:
         self._hurry = asyncio.Event()
         # The module gains its `aio` attribute at import, out of a type checker's sight.
         self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-        self._server = grpc.aio.server(options=_channel_options(config.max_message_bytes))
-        self.address = ""
+        self._server = grpc.aio.server(
+            options=_channel_options(config.max_message_bytes),
+            interceptors=() if self._tenancy is None else (Guard(self._tenancy),),
+        )
+        self._health_server: grpc.aio.Server | None = None
+        self._watching: list[asyncio.Task[None]] = []
+        self.address = self.health_address = ""
 
     def _serve(self, teacher_id: str, encoder: Encoder, scheduler: Scheduler) -> ServedTeacher:
         config = self._config
@@ -115,8 +133,7 @@ class RunningServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (self._front.service_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        port = self._server.add_insecure_port(self._config.address)
-        self.address = f"{self._config.address.rpartition(':')[0]}:{port}"
+        self._listen()
         for teacher in self._served.values():
             teacher.scheduler.start()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -124,6 +141,8 @@ class RunningServer:
             scheduler = self._served[teacher_id].scheduler
             pool.attach(scheduler, waiting_seconds(scheduler))
         await self._server.start()
+        if self._health_server is not None:
+            await self._health_server.start()
         try:
             await self._warm_up()
         except BaseException:
@@ -131,6 +150,59 @@ class RunningServer:
             raise
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         return self
+
+    def _listen(self) -> None:
+        """Bind all addresses, and watch the files behind them."""
+        config, tls = self._config, self._config.tls
+        if tls is None:
+            port = self._server.add_insecure_port(config.address)
+        else:
+            present = read_certificates(tls)
+            certificates = RotatingCertificates(present)
+            credentials = certificates.credentials(tls.require_client_certificate)
+            port = self._server.add_secure_port(config.address, credentials)
+            watcher = Watcher(
+                "certificates",
+                tls.files,
+                present,
+                lambda: read_certificates(tls),
+                certificates.take,
+            )
+            self._watching.append(asyncio.create_task(watcher.run(tls.reload_seconds)))
+        self.address = f"{config.address.rpartition(':')[0]}:{port}"
+        if config.health_address:
+            beside = grpc.aio.server(options=_channel_options(_HEALTH_BYTES))
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, beside)
+            port = beside.add_insecure_port(config.health_address)
+            self._health_server = beside
+            self.health_address = f"{config.health_address.rpartition(':')[0]}:{port}"
+        tenancy = config.tenancy
+        if tenancy is not None and tenancy.file is not None:
+            file, served = tenancy.file, tuple(self._served)
+            watcher = Watcher(
+                "tenants",
+                [file],
+                tenancy.tenants,
+                lambda: load_tenants(file, served),
+                self._take_tenants,
+            )
+            self._watching.append(asyncio.create_task(watcher.run(tenancy.reload_seconds)))
+
+    def _tenants(self, served: set[str]) -> Tenancy | None:
+        if self._config.tenancy is None:
+            return None
+        allowed = {t.id: t.tenants for t in self._config.teachers}
+        return Tenancy(
+            self._config.tenancy.tenants,
+            {teacher: allowed.get(teacher) for teacher in served},
+            time.monotonic,
+        )
+
+    def _take_tenants(self, tenants: Sequence[Tenant]) -> None:
+        assert self._tenancy is not None
+        self._tenancy.replace(tenants)
+        for teacher in self._served.values():
+            teacher.scheduler.reweigh()
 
     async def _warm_up(self) -> None:
         """Health already answers, so that a slow start is no dead server."""
@@ -152,6 +224,8 @@ class RunningServer:
         # Health first: load balancers turn away before calls are refused.
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._front.drain()
+        for task in self._watching:
+            task.cancel()
         idle = asyncio.create_task(self._front.wait_idle())
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait(
@@ -166,7 +240,9 @@ class RunningServer:
         for teacher in self._served.values():
             await teacher.scheduler.stop()
         # An open health Watch would hold stop() for its whole grace.
-        await self._server.stop(1.0)
+        await self._server.stop(_STOP_SECONDS)
+        if self._health_server is not None:
+            await self._health_server.stop(_STOP_SECONDS)
         self._device_thread.shutdown(wait=True, cancel_futures=True)
         self._staging_thread.shutdown(wait=True, cancel_futures=True)
         self._workers.shutdown(wait=True, cancel_futures=True)

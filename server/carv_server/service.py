@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -36,6 +37,8 @@ from carv_server.scheduler import Scheduler
 from carv_server.scheduling.outcomes import no_replica
 from carv_server.scheduling.terms import Terms
 from carv_server.teachers.protocol import Source, SourceError
+from carv_server.tenants.access import ANYONE, Access
+from carv_server.tenants.quota import Meter
 from carv_server.validation.latents import check_create_latents
 from carv_server.validation.objective import ObjectiveCache
 from carv_server.validation.profile import check_profile
@@ -47,6 +50,9 @@ from carv_server.validation.subject import RequestContext
 __all__ = ["Call", "ServedTeacher", "TeacherService"]
 
 _Result = TypeVar("_Result")
+
+# By tenant and teacher: small, but for the tables of the objectives in use.
+_MOST_CONTEXTS = 1024
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Call:
         caller: the connection that it came by.
         tenant: whose it is.
         size: of the request, in bytes.
+        access: what its tenant may use.
     """
 
     started: float
@@ -78,9 +85,22 @@ class Call:
     caller: str = ""
     tenant: str = ""
     size: int = 0
+    access: Access = ANYONE
 
     def terms(self, priority: int) -> Terms:
+        """Of work that is paid for."""
         return Terms(self.deadline, self.tenant, priority, self.caller)
+
+    def metered_terms(self, priority: int) -> Terms:
+        """Of work that is charged piece by piece."""
+        quota = self.access.quota
+        meter = None if quota is None else Meter(quota)
+        return Terms(self.deadline, self.tenant, priority, self.caller, meter)
+
+    def charged(self, evaluations: int) -> AbstractContextManager[None]:
+        """Around so many evaluations; raises RequestError QUOTA_EXCEEDED."""
+        quota = self.access.quota
+        return nullcontext() if quota is None else quota.charged(evaluations)
 
 
 class TeacherService:
@@ -109,36 +129,41 @@ class TeacherService:
         self._max_message_bytes = max_message_bytes
         self._new_seed = new_seed
         self._workers = workers
-        self._contexts = {name: self._context(teacher) for name, teacher in teachers.items()}
+        # By tenant too: what is kept between requests is private to it.
+        self._contexts: OrderedDict[tuple[str, str], RequestContext] = OrderedDict()
 
     async def list_teachers(
         self, request: pb.ListTeachersRequest, call: Call
     ) -> pb.ListTeachersResponse:
         return pb.ListTeachersResponse(
-            teachers=[self._encode(t, with_schedule=False) for t in self._teachers.values()]
+            teachers=[
+                self._encode(teacher, with_schedule=False)
+                for teacher in self._teachers.values()
+                if call.access.allows(teacher.id)
+            ]
         )
 
     async def get_teacher(self, request: pb.GetTeacherRequest, call: Call) -> pb.GetTeacherResponse:
-        teacher = self._teacher(request.teacher)
+        teacher = self._teacher(request.teacher, call)
         return pb.GetTeacherResponse(teacher=self._encode(teacher, with_schedule=True))
 
     async def create_conditioning(
         self, request: pb.CreateConditioningRequest, call: Call
     ) -> pb.CreateConditioningResponse:
-        teacher = self._teacher(request.teacher)
+        teacher = self._teacher(request.teacher, call)
         digest = teacher.replicas[0].description.digest
         if request.source.WhichOneof("source") == "blend":
             blend, tensors = await self._aside(
-                lambda: check_blend(request.source.blend, self._resolver(teacher))
+                lambda: check_blend(request.source.blend, self._resolver(teacher, call.tenant))
             )
             handle = blend_handle(digest, blend)
-            kept = {handle: self._store.put(handle, teacher.id, tensors)}
+            kept = {handle: self._store.put(handle, teacher.id, tensors, call.tenant)}
             handles = [handle]
         else:
             spec = teacher.replicas[0].description.conditioning
             source = await self._aside(lambda: check_source(request.source, spec, self._limits))
             handles = source_handles(digest, source)
-            kept = await self._keep(teacher, source, handles)
+            kept = await self._keep(teacher, source, handles, call.tenant)
         return pb.CreateConditioningResponse(
             conditionings=[
                 conditioning_pb2.Conditioning(handle=h, expire_time=encode_time(kept[h]))
@@ -150,13 +175,13 @@ class TeacherService:
     async def create_latents(
         self, request: pb.CreateLatentsRequest, call: Call
     ) -> pb.CreateLatentsResponse:
-        teacher = self._teacher(request.teacher)
+        teacher = self._teacher(request.teacher, call)
         description, store = teacher.replicas[0].description, teacher.latents
 
         def keep() -> latents_pb2.Latents:
             checked = check_create_latents(request, description, self._limits, store.config)
             handle = latents_handle(description.digest, request.latents)
-            expires = store.put(handle, checked)
+            expires = store.put(handle, checked, call.tenant)
             return latents_pb2.Latents(handle=handle, expire_time=encode_time(expires))
 
         return pb.CreateLatentsResponse(
@@ -166,12 +191,13 @@ class TeacherService:
     async def estimate_gradient(
         self, request: pb.EstimateGradientRequest, call: Call
     ) -> pb.EstimateGradientResponse:
-        teacher = self._teacher(request.teacher)
-        context = self._contexts[teacher.id]
+        teacher = self._teacher(request.teacher, call)
+        context = self._context(teacher, call.tenant)
         checked = await self._checked(call, lambda: check_estimate(request, context))
-        estimate = await estimate_gradient(
-            checked, teacher.scheduler, teacher.histories, call.terms(request.priority)
-        )
+        with call.charged(checked.evaluations):
+            estimate = await estimate_gradient(
+                checked, teacher.scheduler, teacher.histories, call.terms(request.priority)
+            )
         spec, sampling, halves = checked.draws, estimate.sampling, estimate.half_estimates
         reply = pb.EstimateGradientResponse(
             diagnostics=encode_diagnostics(estimate),
@@ -192,13 +218,14 @@ class TeacherService:
     async def refine_gradient(
         self, request: pb.RefineGradientRequest, call: Call
     ) -> AsyncGenerator[pb.RefineGradientResponse]:
-        teacher = self._teacher(request.teacher)
-        checked = await self._aside(lambda: check_refine(request, self._contexts[teacher.id]))
+        teacher = self._teacher(request.teacher, call)
+        context = self._context(teacher, call.tenant)
+        checked = await self._aside(lambda: check_refine(request, context))
         refinement = refine_gradient(
             checked,
             teacher.scheduler,
             teacher.histories,
-            call.terms(request.priority),
+            call.metered_terms(request.priority),
             self._workers,
         )
         async with aclosing(refinement) as means:
@@ -214,10 +241,13 @@ class TeacherService:
     async def predict_noise(
         self, request: pb.PredictNoiseRequest, call: Call
     ) -> pb.PredictNoiseResponse:
-        teacher = self._teacher(request.teacher)
-        context = self._contexts[teacher.id]
+        teacher = self._teacher(request.teacher, call)
+        context = self._context(teacher, call.tenant)
         checked = await self._checked(call, lambda: check_predict(request, context))
-        prediction = await predict_noise(checked, teacher.scheduler, call.terms(request.priority))
+        with call.charged(checked.plan.timesteps.size):
+            prediction = await predict_noise(
+                checked, teacher.scheduler, call.terms(request.priority)
+            )
         return pb.PredictNoiseResponse(
             noise_prediction=encode_tensor(prediction.noise),
             teacher_digest=teacher.replicas[0].description.digest,
@@ -230,15 +260,16 @@ class TeacherService:
     async def profile_teacher(
         self, request: pb.ProfileTeacherRequest, call: Call
     ) -> AsyncGenerator[pb.ProfileTeacherResponse]:
-        teacher = self._teacher(request.teacher)
-        checked = await self._aside(lambda: check_profile(request, self._contexts[teacher.id]))
+        teacher = self._teacher(request.teacher, call)
+        context = self._context(teacher, call.tenant)
+        checked = await self._aside(lambda: check_profile(request, context))
         description = teacher.replicas[0].description
         measuring = profile_teacher(
             checked,
             description.schedule,
             teacher.scheduler,
             teacher.histories,
-            call.terms(request.priority),
+            call.metered_terms(request.priority),
         )
         async with aclosing(measuring) as steps:
             async for step in steps:
@@ -253,16 +284,20 @@ class TeacherService:
                     )
                 yield pb.ProfileTeacherResponse(progress=step.share, profile=profile)
 
-    def _teacher(self, teacher_id: str) -> ServedTeacher:
-        if not teacher_id:
-            return next(iter(self._teachers.values()))
-        teacher = self._teachers.get(teacher_id)
+    def _teacher(self, teacher_id: str, call: Call) -> ServedTeacher:
+        access, known = call.access, self._teachers
+        if access.teachers is not None:
+            known = {name: found for name, found in known.items() if access.allows(name)}
+        if not teacher_id and known:
+            return next(iter(known.values()))
+        teacher = known.get(teacher_id)
         if teacher is None:
-            known = ", ".join(self._teachers)
-            message = f"no teacher {teacher_id[:80]!r} here; known: {known}"
-            raise RequestError(
-                Reason.TEACHER_NOT_FOUND, message, violations=[FieldViolation("teacher", message)]
-            )
+            # A tenant that may not use all does not learn which others there are.
+            own = access.teachers is not None
+            named = f"no teacher {teacher_id[:80]!r} {'for you' if own else 'here'}"
+            message = f"{named}; known: {', '.join(known) or 'none'}"
+            reason = Reason.TEACHER_NOT_ALLOWED if own else Reason.TEACHER_NOT_FOUND
+            raise RequestError(reason, message, violations=[FieldViolation("teacher", message)])
         return teacher
 
     def _encode(self, teacher: ServedTeacher, *, with_schedule: bool) -> teacher_pb2.Teacher:
@@ -278,29 +313,37 @@ class TeacherService:
             with_schedule=with_schedule,
         )
 
-    def _context(self, teacher: ServedTeacher) -> RequestContext:
-        return RequestContext(
-            teacher.replicas[0].description,
-            self._limits,
-            self._max_message_bytes,
-            self._resolver(teacher),
-            teacher.latents.get,
-            ObjectiveCache(),
-            self._new_seed,
-        )
+    def _context(self, teacher: ServedTeacher, tenant: str) -> RequestContext:
+        key = (tenant, teacher.id)
+        context = self._contexts.get(key)
+        if context is None:
+            context = self._contexts[key] = RequestContext(
+                teacher.replicas[0].description,
+                self._limits,
+                self._max_message_bytes,
+                self._resolver(teacher, tenant),
+                lambda handle: teacher.latents.get(handle, tenant),
+                ObjectiveCache(),
+                self._new_seed,
+            )
+            if len(self._contexts) > _MOST_CONTEXTS:
+                self._contexts.popitem(last=False)
+        return context
 
-    def _resolver(self, teacher: ServedTeacher) -> Callable[[str], Conditioning | None]:
-        return lambda handle: self._store.get(handle, teacher.id)
+    def _resolver(
+        self, teacher: ServedTeacher, tenant: str
+    ) -> Callable[[str], Conditioning | None]:
+        return lambda handle: self._store.get(handle, teacher.id, tenant)
 
     async def _keep(
-        self, teacher: ServedTeacher, source: Source, handles: Sequence[str]
+        self, teacher: ServedTeacher, source: Source, handles: Sequence[str], tenant: str
     ) -> dict[str, float]:
-        """Encode a source and keep its rows; wall-clock expiry by handle. What is kept already is
-        not encoded again."""
-        kept = {handle: self._store.get(handle, teacher.id) for handle in handles}
+        """Encode a source and keep its rows; wall-clock expiry by handle. What the tenant has
+        kept already is not encoded again."""
+        kept = {handle: self._store.get(handle, teacher.id, tenant) for handle in handles}
         if all(kept.values()):
             return {
-                handle: self._store.put(handle, teacher.id, conditioning.tensors)
+                handle: self._store.put(handle, teacher.id, conditioning.tensors, tenant)
                 for handle, conditioning in kept.items()
                 if conditioning is not None
             }
@@ -313,7 +356,7 @@ class TeacherService:
         except ReplicaLost as error:
             raise no_replica(str(error)) from None
         return {
-            handle: self._store.put(handle, teacher.id, row)
+            handle: self._store.put(handle, teacher.id, row, tenant)
             for handle, row in zip(handles, rows, strict=True)
         }
 

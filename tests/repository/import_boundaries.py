@@ -21,10 +21,11 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
     ("bench",),  # reads the demo's scenes and encoder
-    ("serve_command", "profile_plot", "demo"),  # the subcommands
+    ("serve_command", "config_command", "profile_plot", "demo"),  # the subcommands
     ("serve",),  # the composition root
-    ("front", "gradient_stream", "admission", "messages", "statuses"),  # the gRPC front
+    ("front", "guard", "gradient_stream", "admission", "messages", "statuses"),  # the gRPC front
     ("prepare", "pools"),  # registrations to teachers that are ready to serve
+    ("configured",),  # settings to the parts' own configuration
     ("config",),  # gathers the parts' own settings; no part reads it
     ("service",),
     ("encode",),
@@ -32,7 +33,9 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("scheduler",),
     ("scheduling", "history"),
     ("replicas",),
+    ("settings",),  # flags, environment and file, checked
     ("teachers",),
+    ("tenants", "tls"),  # who may call, and how it is encrypted
     ("errors",),  # plain exceptions that any of the above may raise
     ("sampling",),
     ("host",),  # the machine under the process

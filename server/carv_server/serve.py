@@ -25,6 +25,7 @@ from carv_server.guard import Guard
 from carv_server.history import DrawHistories
 from carv_server.host import settle_heap
 from carv_server.latents import LatentStore
+from carv_server.listeners import Listeners, channel_options
 from carv_server.pools import start_pools, waiting_seconds
 from carv_server.prepare import PreparedTeacher, as_prepared
 from carv_server.replicas.inprocess import InProcessReplica
@@ -35,22 +36,15 @@ from carv_server.service import ServedTeacher, TeacherService
 from carv_server.settings.tenants import load_tenants
 from carv_server.teachers.protocol import Teacher
 from carv_server.tenants.reload import Watcher
-from carv_server.tenants.tenancy import Tenancy
+from carv_server.tenants.tenancy import Tenancy, TenancyConfig
 from carv_server.tenants.tenant import Tenant
-from carv_server.tls import RotatingCertificates, read_certificates
 
 __all__ = ["RunningServer", "serve_until_signalled"]
 
 _log = logging.getLogger(__name__)
 
 _WORKERS = 2
-# Above this multiple of the limit gRPC itself refuses the message, with no rich status.
-_HARD_LIMIT_FACTOR = 2
-_MAX_METADATA_BYTES = 64 * 1024
 _LAST_TASKS_SECONDS = 1.0
-_STOP_SECONDS = 1.0
-# Of messages on the health port.
-_HEALTH_BYTES = 4096
 
 
 class RunningServer:
@@ -62,6 +56,7 @@ class RunningServer:
 
     Attributes:
         address: host:port that it listens on.
+        health_address: likewise, for health alone; "" where there is no such port.
     """
 
     def __init__(
@@ -115,11 +110,10 @@ class RunningServer:
         # The module gains its `aio` attribute at import, out of a type checker's sight.
         self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._server = grpc.aio.server(
-            options=_channel_options(config.max_message_bytes),
+            options=channel_options(config.max_message_bytes),
             interceptors=() if self._tenancy is None else (Guard(self._tenancy),),
         )
-        self._health_server: grpc.aio.Server | None = None
-        self._watching: list[asyncio.Task[None]] = []
+        self._listeners = Listeners(self._server, self._health)
         self.address = self.health_address = ""
 
     def _serve(self, teacher_id: str, encoder: Encoder, scheduler: Scheduler) -> ServedTeacher:
@@ -129,20 +123,22 @@ class RunningServer:
         return ServedTeacher(teacher_id, [encoder], scheduler, histories, latents)
 
     async def __aenter__(self) -> RunningServer:
+        config = self._config
         self._server.add_generic_rpc_handlers((self._front.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (self._front.service_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        self._listen()
+        self._listeners.open(config.address, config.health_address, config.tls)
+        self.address, self.health_address = self._listeners.addresses
+        if config.tenancy is not None and config.tenancy.file is not None:
+            self._listeners.watch(self._tenants_file(config.tenancy), config.tenancy.reload_seconds)
         for teacher in self._served.values():
             teacher.scheduler.start()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         for teacher_id, pool in self._pools.items():
             scheduler = self._served[teacher_id].scheduler
             pool.attach(scheduler, waiting_seconds(scheduler))
-        await self._server.start()
-        if self._health_server is not None:
-            await self._health_server.start()
+        await self._listeners.start()
         try:
             await self._warm_up()
         except BaseException:
@@ -150,43 +146,6 @@ class RunningServer:
             raise
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         return self
-
-    def _listen(self) -> None:
-        """Bind all addresses, and watch the files behind them."""
-        config, tls = self._config, self._config.tls
-        if tls is None:
-            port = self._server.add_insecure_port(config.address)
-        else:
-            present = read_certificates(tls)
-            certificates = RotatingCertificates(present)
-            credentials = certificates.credentials(tls.require_client_certificate)
-            port = self._server.add_secure_port(config.address, credentials)
-            watcher = Watcher(
-                "certificates",
-                tls.files,
-                present,
-                lambda: read_certificates(tls),
-                certificates.take,
-            )
-            self._watching.append(asyncio.create_task(watcher.run(tls.reload_seconds)))
-        self.address = f"{config.address.rpartition(':')[0]}:{port}"
-        if config.health_address:
-            beside = grpc.aio.server(options=_channel_options(_HEALTH_BYTES))
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, beside)
-            port = beside.add_insecure_port(config.health_address)
-            self._health_server = beside
-            self.health_address = f"{config.health_address.rpartition(':')[0]}:{port}"
-        tenancy = config.tenancy
-        if tenancy is not None and tenancy.file is not None:
-            file, served = tenancy.file, tuple(self._served)
-            watcher = Watcher(
-                "tenants",
-                [file],
-                tenancy.tenants,
-                lambda: load_tenants(file, served),
-                self._take_tenants,
-            )
-            self._watching.append(asyncio.create_task(watcher.run(tenancy.reload_seconds)))
 
     def _tenants(self, served: set[str]) -> Tenancy | None:
         if self._config.tenancy is None:
@@ -196,6 +155,17 @@ class RunningServer:
             self._config.tenancy.tenants,
             {teacher: allowed.get(teacher) for teacher in served},
             time.monotonic,
+        )
+
+    def _tenants_file(self, tenancy: TenancyConfig) -> Watcher[tuple[Tenant, ...]]:
+        file, served = tenancy.file, tuple(self._served)
+        assert file is not None
+        return Watcher(
+            "tenants",
+            [file],
+            tenancy.tenants,
+            lambda: load_tenants(file, served),
+            self._take_tenants,
         )
 
     def _take_tenants(self, tenants: Sequence[Tenant]) -> None:
@@ -224,8 +194,6 @@ class RunningServer:
         # Health first: load balancers turn away before calls are refused.
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._front.drain()
-        for task in self._watching:
-            task.cancel()
         idle = asyncio.create_task(self._front.wait_idle())
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait(
@@ -239,10 +207,7 @@ class RunningServer:
             task.cancel()
         for teacher in self._served.values():
             await teacher.scheduler.stop()
-        # An open health Watch would hold stop() for its whole grace.
-        await self._server.stop(_STOP_SECONDS)
-        if self._health_server is not None:
-            await self._health_server.stop(_STOP_SECONDS)
+        await self._listeners.stop()
         self._device_thread.shutdown(wait=True, cancel_futures=True)
         self._staging_thread.shutdown(wait=True, cancel_futures=True)
         self._workers.shutdown(wait=True, cancel_futures=True)
@@ -298,19 +263,3 @@ async def serve_until_signalled(
     if rest:
         await asyncio.wait(rest, timeout=_LAST_TASKS_SECONDS)
     _log.info("stopped")
-
-
-def _channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    hard_limit = _HARD_LIMIT_FACTOR * max_message_bytes
-    return [
-        ("grpc.max_receive_message_length", hard_limit),
-        ("grpc.max_send_message_length", hard_limit),
-        ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
-        # Two servers on one port would share calls silently.
-        ("grpc.so_reuseport", 0),
-        # Clients may ping an idle connection every 10 s to notice a dead server.
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-    ]

@@ -51,6 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from carv_server.prepare import load_teachers
     from carv_server.replicas.protocol import ReplicaStartError
     from carv_server.serve import serve_until_signalled
+    from carv_server.tls import CertificateError
 
     with ExitStack() as stack:
         try:
@@ -61,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
             return _complain(str(error))
         try:
             asyncio.run(serve_until_signalled(config, teachers, pools))
-        except ReplicaStartError as error:
+        except (ReplicaStartError, CertificateError) as error:
             return _complain(str(error))
         except RuntimeError as error:
             if "bind" not in str(error).lower():

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from carv.errors import FieldViolation, Reason
 from carv.tensors import encode_tensor, write_tensor
 from carv.v1 import conditioning_pb2, latents_pb2, teacher_pb2
 from carv.v1 import teacher_service_pb2 as pb
+from carv_server.call import Call
 from carv_server.conditioning import ConditioningStore, blend_handle, source_handles
 from carv_server.encode import (
     encode_diagnostics,
@@ -35,10 +36,7 @@ from carv_server.replicas.protocol import Conditioning, Encoder, ReplicaLost
 from carv_server.request import SMALL_BYTES, DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
 from carv_server.scheduling.outcomes import no_replica
-from carv_server.scheduling.terms import Terms
 from carv_server.teachers.protocol import Source, SourceError
-from carv_server.tenants.access import ANYONE, Access
-from carv_server.tenants.quota import Meter
 from carv_server.validation.latents import check_create_latents
 from carv_server.validation.objective import ObjectiveCache
 from carv_server.validation.profile import check_profile
@@ -65,42 +63,6 @@ class ServedTeacher:
     scheduler: Scheduler
     histories: DrawHistories
     latents: LatentStore
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a handler knows of its call.
-
-    Attributes:
-        started: perf_counter seconds at arrival.
-        deadline: on the scheduler's clock; None where the client set none.
-        caller: the connection that it came by.
-        tenant: whose it is.
-        size: of the request, in bytes.
-        access: what its tenant may use.
-    """
-
-    started: float
-    deadline: float | None
-    caller: str = ""
-    tenant: str = ""
-    size: int = 0
-    access: Access = ANYONE
-
-    def terms(self, priority: int) -> Terms:
-        """Of work that is paid for."""
-        return Terms(self.deadline, self.tenant, priority, self.caller)
-
-    def metered_terms(self, priority: int) -> Terms:
-        """Of work that is charged piece by piece."""
-        quota = self.access.quota
-        meter = None if quota is None else Meter(quota)
-        return Terms(self.deadline, self.tenant, priority, self.caller, meter)
-
-    def charged(self, evaluations: int) -> AbstractContextManager[None]:
-        """Around so many evaluations; raises RequestError QUOTA_EXCEEDED."""
-        quota = self.access.quota
-        return nullcontext() if quota is None else quota.charged(evaluations)
 
 
 class TeacherService:

@@ -10,7 +10,17 @@ from typing import cast
 
 import grpc
 
-__all__ = ["Certificates", "RotatingCertificates", "TlsConfig", "read_certificates"]
+__all__ = [
+    "CertificateError",
+    "Certificates",
+    "RotatingCertificates",
+    "TlsConfig",
+    "read_certificates",
+]
+
+
+class CertificateError(ValueError):
+    """Certificates that cannot be used; the message names the files."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +60,8 @@ def read_certificates(config: TlsConfig) -> Certificates:
     """A pair that goes together, and authorities that parse.
 
     Raises:
-        OSError: a file cannot be read.
-        ValueError: it is half written, or the key is another certificate's.
+        CertificateError: a file cannot be read or is half written, or the key is another
+            certificate's.
     """
     found = _read(config)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -60,22 +70,25 @@ def read_certificates(config: TlsConfig) -> Certificates:
         context.load_cert_chain(config.certificate, config.private_key, password="")
         if found.client_ca is not None:
             context.load_verify_locations(cadata=found.client_ca.decode("ascii"))
-    except (ssl.SSLError, ValueError) as error:
-        raise ValueError(
+    except (OSError, ValueError) as error:
+        raise CertificateError(
             f"{', '.join(map(str, config.files))}: no certificate with its key, or no "
             f"authorities: {error}"
         ) from None
     if _read(config) != found:
-        raise ValueError(f"{config.certificate}: written while it was read")
+        raise CertificateError(f"{config.certificate}: written while it was read")
     return found
 
 
 def _read(config: TlsConfig) -> Certificates:
-    return Certificates(
-        config.certificate.read_bytes(),
-        config.private_key.read_bytes(),
-        None if config.client_ca is None else config.client_ca.read_bytes(),
-    )
+    try:
+        return Certificates(
+            config.certificate.read_bytes(),
+            config.private_key.read_bytes(),
+            None if config.client_ca is None else config.client_ca.read_bytes(),
+        )
+    except OSError as error:
+        raise CertificateError(f"{error.filename} cannot be read: {error.strerror}") from None
 
 
 class RotatingCertificates:

@@ -23,13 +23,15 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("bench",),  # reads the demo's scenes and encoder
     ("serve_command", "config_command", "profile_plot", "demo"),  # the subcommands
     ("serve",),  # the composition root
-    ("front", "guard", "gradient_stream", "admission", "messages", "statuses"),  # the gRPC front
+    # the gRPC front
+    ("front", "guard", "listeners", "gradient_stream", "admission", "messages", "statuses"),
     ("prepare", "pools"),  # registrations to teachers that are ready to serve
     ("configured",),  # settings to the parts' own configuration
     ("config",),  # gathers the parts' own settings; no part reads it
     ("service",),
     ("encode",),
     ("validation", "refine", "profile", "request", "estimate", "conditioning", "latents", "store"),
+    ("call",),
     ("scheduler",),
     ("scheduling", "history"),
     ("replicas",),

@@ -9,7 +9,8 @@ import re
 import sys
 from pathlib import Path
 
-from carv_server.settings.table import SECTIONS, SETTINGS, Setting
+from carv_server.settings.setting import Setting
+from carv_server.settings.table import SECTIONS, SETTINGS
 
 __all__ = ["with_tables"]
 

@@ -12,7 +12,8 @@ from carv_server.settings.check import check_whole
 from carv_server.settings.kinds import Value
 from carv_server.settings.mistakes import ConfigurationError, Mistakes, Table
 from carv_server.settings.result import DEFAULT, Settings
-from carv_server.settings.table import SECTIONS, SETTINGS, Setting
+from carv_server.settings.setting import Setting
+from carv_server.settings.table import SECTIONS, SETTINGS
 from carv_server.settings.teachers import parse_teachers, read_teachers
 from carv_server.settings.tenants import load_tenants, read_tenants, read_toml
 from carv_server.teachers.registration import EMBEDDED, TeacherRegistration

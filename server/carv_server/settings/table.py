@@ -7,56 +7,15 @@ docs/configuration.md are all made from it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from carv import DEFAULT_MAX_MESSAGE_BYTES
-from carv_server.settings.kinds import Choice, Flag, Kind, Number, Text, Value
+from carv_server.settings.kinds import Choice, Flag, Number, Text
+from carv_server.settings.setting import Setting
 
-__all__ = ["PUBLIC_WORDS", "SECTIONS", "SETTINGS", "Setting"]
+__all__ = ["PUBLIC_WORDS", "SECTIONS", "SETTINGS"]
 
 PUBLIC_WORDS = "anyone who reaches this address may use it"
 """What ``server.public_without_credentials`` must say."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting.
-
-    Attributes:
-        section: its table in the file; "" is the top of the file.
-        text: one sentence, for ``--help`` and the documentation.
-        flag: where it is not the key with dashes.
-    """
-
-    section: str
-    key: str
-    kind: Kind
-    default: Value
-    text: str
-    named: str = ""
-
-    @property
-    def path(self) -> str:
-        """``section.key``, as mistakes name it."""
-        return f"{self.section}.{self.key}" if self.section else self.key
-
-    @property
-    def flag(self) -> str:
-        return "--" + (self.named or self.key).replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        """The environment variable."""
-        return "CARV_" + self.flag.removeprefix("--").replace("-", "_").upper()
-
-    @property
-    def default_word(self) -> str:
-        """As a person would write the default."""
-        if self.default is None:
-            return "auto" if getattr(self.kind, "auto", False) else ""
-        if isinstance(self.default, bool):
-            return "true" if self.default else "false"
-        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
 
 SECTIONS: Mapping[str, str] = {

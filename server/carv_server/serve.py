@@ -120,7 +120,9 @@ class RunningServer:
         config = self._config
         histories = DrawHistories(encoder.description.schedule, config.history)
         latents = LatentStore(config.latents, time.time)
-        return ServedTeacher(teacher_id, [encoder], scheduler, histories, latents)
+        registered = [teacher for teacher in config.teachers if teacher.id == teacher_id]
+        limits = replace(config.limits, **(registered[0].limits if registered else {}))
+        return ServedTeacher(teacher_id, [encoder], scheduler, histories, latents, limits)
 
     async def __aenter__(self) -> RunningServer:
         config = self._config

@@ -56,13 +56,15 @@ _MOST_CONTEXTS = 1024
 @dataclass(frozen=True)
 class ServedTeacher:
     """A teacher, what describes it and encodes for it, the queue in front of its replicas, what
-    their past draws taught, and the latents kept for it."""
+    their past draws taught, and the latents kept for it. Without limits it
+    has the server's own."""
 
     id: str
     replicas: Sequence[Encoder]
     scheduler: Scheduler
     histories: DrawHistories
     latents: LatentStore
+    limits: RequestLimits | None = None
 
 
 class TeacherService:
@@ -123,7 +125,8 @@ class TeacherService:
             handles = [handle]
         else:
             spec = teacher.replicas[0].description.conditioning
-            source = await self._aside(lambda: check_source(request.source, spec, self._limits))
+            limits = teacher.limits or self._limits
+            source = await self._aside(lambda: check_source(request.source, spec, limits))
             handles = source_handles(digest, source)
             kept = await self._keep(teacher, source, handles, call.tenant)
         return pb.CreateConditioningResponse(
@@ -139,9 +142,10 @@ class TeacherService:
     ) -> pb.CreateLatentsResponse:
         teacher = self._teacher(request.teacher, call)
         description, store = teacher.replicas[0].description, teacher.latents
+        limits = teacher.limits or self._limits
 
         def keep() -> latents_pb2.Latents:
-            checked = check_create_latents(request, description, self._limits, store.config)
+            checked = check_create_latents(request, description, limits, store.config)
             handle = latents_handle(description.digest, request.latents)
             expires = store.put(handle, checked, call.tenant)
             return latents_pb2.Latents(handle=handle, expire_time=encode_time(expires))
@@ -268,7 +272,7 @@ class TeacherService:
             teacher.id,
             replica.description,
             device=replica.device,
-            limits=self._limits,
+            limits=teacher.limits or self._limits,
             kept_latents=teacher.latents.config,
             max_message_bytes=self._max_message_bytes,
             evaluation_seconds=teacher.scheduler.evaluation_seconds,
@@ -281,7 +285,7 @@ class TeacherService:
         if context is None:
             context = self._contexts[key] = RequestContext(
                 teacher.replicas[0].description,
-                self._limits,
+                teacher.limits or self._limits,
                 self._max_message_bytes,
                 self._resolver(teacher, tenant),
                 lambda handle: teacher.latents.get(handle, tenant),

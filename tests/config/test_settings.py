@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def _read(
     return read_settings(Given(file, flags or {}, teachers), environment or {})
 
 
-def _mistakes(content: str, folder: Path, **given: Mapping[str, str]) -> list[str]:
+def _mistakes(content: str, folder: Path, **given: Any) -> list[str]:
     with pytest.raises(ConfigurationError) as caught:
         _read(content, folder, **given)
     return [str(mistake).replace(f"{folder}/", "") for mistake in caught.value.mistakes]
@@ -112,6 +113,7 @@ sha256 = {{ "../x" = "{DIGITS}" }}
 id = "b"
 folder = "nowhere"
 dtyp = "float16"
+limits = {{ max_draws = 0, max_stream_requests = 1 }}
 [[teachers]]
 id = "c"
 folder = "."
@@ -153,6 +155,8 @@ id = "w"
         "--hold-percent: 101 is above 100",
         "teachers[0].id: 'A': an id is 1 to 63",
         "teachers[0].sha256: '../x' is not a path within the folder",
+        "teachers[1].limits.max_draws: 0 is below 1",
+        "teachers[1].limits.max_stream_requests: unknown key",
         "teachers[1].dtyp: unknown key; did you mean 'dtype'?",
         "teachers[3].sha256: 'a.safetensors': 2 characters; a SHA-256 is 64",
         "carv.toml: tenants[0].weight: 0 is not above 0",

@@ -4,7 +4,6 @@ but those of grpc.health.v1."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -52,7 +51,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             found.update(handler._method_handlers)
         generic(self, handlers)
 
-    def add_direct(self: Any, service: str, handlers: Mapping[str, Any]) -> None:
+    def add_direct(self: Any, service: str, handlers: dict[str, Any]) -> None:
         found.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
         direct(self, service, handlers)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -45,8 +46,8 @@ async def _fails(channel: grpc.aio.Channel, method: str, request, of: str) -> by
         await call(request.SerializeToString(), metadata=bearer(of), timeout=10)
     failure = failure_of(caught.value)
     assert failure.code is grpc.StatusCode.NOT_FOUND
-    details = dict(caught.value.trailing_metadata() or ())
-    return bytes(details["grpc-status-details-bin"])
+    details: dict[str, Any] = dict(caught.value.trailing_metadata() or ())
+    return details["grpc-status-details-bin"]
 
 
 async def _create(channel: grpc.aio.Channel, of: str, class_id: int = 0) -> str:

@@ -41,12 +41,13 @@ class Place:
     servers: Authority
     clients: Authority
 
-    def config(self, **changes: Any) -> TlsConfig:
+    def config(self) -> TlsConfig:
         return TlsConfig(
             self.folder / "server.pem",
             self.folder / "server.key",
             self.folder / "clients.pem",
-            **{"require_client_certificate": True, "reload_seconds": 0.05, **changes},
+            require_client_certificate=True,
+            reload_seconds=0.05,
         )
 
 
@@ -63,7 +64,7 @@ async def _serving(
     place: Place, *tenants: Tenant, tls: TlsConfig | None = None
 ) -> AsyncIterator[RunningServer]:
     teachers = {"mixture": oracle_teacher()}
-    config = {"tls": tls or place.config(), "health_address": "127.0.0.1:0"}
+    config: dict[str, Any] = {"tls": tls or place.config(), "health_address": "127.0.0.1:0"}
     async with serving(teachers, tenants, **config) as server:
         yield server
 
@@ -174,7 +175,7 @@ def test_certificates_rotate_under_load_and_nothing_fails(place: Place) -> None:
 
     async def load(server: RunningServer, kind: str) -> None:
         latents = np.zeros((1, 2, 4, 4), np.float32)
-        secrets = {"token": token_of("a"), "root_certificates": place.servers.pem}
+        secrets: dict[str, Any] = {"token": token_of("a"), "root_certificates": place.servers.pem}
         async with AsyncTeacherClient(server.address, **secrets) as kept:
             handle = await kept.create_conditioning(class_id=0)
             while not over:

@@ -30,6 +30,16 @@ def _config(folder: Path, teacher: Path, sha256: str) -> Path:
     return file
 
 
+@pytest.fixture(autouse=True)
+def _never_serving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process; a server that starts would not end."""
+
+    async def served(*_: object) -> None:
+        raise AssertionError("it would be SERVING")
+
+    monkeypatch.setattr("carv_server.serve.serve_until_signalled", served)
+
+
 def _refused(capsys: pytest.CaptureFixture[str], config: Path) -> str:
     """What `carv serve` says, which must end with exit code 2."""
     given = ["--address", "127.0.0.1:0", "--config", str(config), "--device", "cpu"]

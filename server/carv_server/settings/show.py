@@ -82,6 +82,8 @@ def _teacher(teacher: TeacherRegistration) -> Iterator[str]:
         yield f"dtype = {toml_string(teacher.dtype)}"
     if teacher.device is not None:
         yield f"device = {toml_string(teacher.device)}"
+    if teacher.limits:
+        yield f"limits = {{ {', '.join(f'{k} = {v}' for k, v in teacher.limits.items())} }}"
     if teacher.tenants is not None:
         yield _names("tenants", teacher.tenants)
     if teacher.sha256:

@@ -9,6 +9,7 @@ from typing import cast
 from carv_server.settings.kinds import Choice, Number, Text
 from carv_server.settings.mistakes import Mistakes, Reader, Table, as_tables
 from carv_server.settings.names import digest, each, identifier
+from carv_server.settings.table import SETTINGS
 from carv_server.teachers.registration import TeacherRegistration, parse_registration
 
 __all__ = ["check_teachers", "parse_teachers", "read_teachers"]
@@ -75,11 +76,33 @@ def _teacher(
         null_class=cast("int | None", reader.take("null_class", Number(0).check, None)),
         dtype=cast("str | None", reader.take("dtype", _DTYPES.check, None)),
         device=cast("str | None", reader.take("device", Text().check, None)),
+        limits=_limits(reader, where, mistakes),
         tenants=None if tenants is None else frozenset(tenants),
         sha256=reader.take("sha256", _digests, {}),
     )
     reader.end()
     return teacher if len(mistakes.found) == before else None
+
+
+def _limits(reader: Reader, where: str, mistakes: Mistakes) -> dict[str, int]:
+    """Those of ``limits`` that are a teacher's own to have."""
+    table = reader.take("limits", _table, {})
+    inner = Reader(table, f"{where}.limits", mistakes)
+    found: dict[str, int] = {}
+    for setting in SETTINGS:
+        # A stream may ask several teachers.
+        if setting.section == "limits" and setting.key != "max_stream_requests":
+            value = inner.take(setting.key, setting.kind.check, None)
+            if value is not None:
+                found[setting.key] = cast(int, value)
+    inner.end()
+    return found
+
+
+def _table(value: object) -> Table:
+    if not isinstance(value, dict):
+        raise ValueError("is a table: write { max_draws = 64 }")
+    return cast(Table, value)
 
 
 def _digests(value: object) -> dict[str, str]:

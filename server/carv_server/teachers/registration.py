@@ -28,6 +28,7 @@ class TeacherRegistration:
         null_class: class id of the unconditional input of a class-conditional model.
         dtype: number format by name or "auto"; None is the server's own.
         device: as ``ServerConfig.device``; None is the server's own.
+        limits: in place of the server's own, by name of ``RequestLimits``.
         tenants: ids of those who may use it; None: all.
         sha256: hexadecimal SHA-256 by path within the folder, of every file of weights. Nothing is
             loaded unless all of them agree. Empty: not checked.
@@ -38,6 +39,7 @@ class TeacherRegistration:
     null_class: int | None = None
     dtype: str | None = None
     device: str | None = None
+    limits: Mapping[str, int] = field(default_factory=dict[str, int], hash=False)
     tenants: frozenset[str] | None = None
     sha256: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
 

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import torch
 from diffusers.utils import is_accelerate_available
-from safetensors import SafetensorError, safe_open
 
 from carv_server.teachers.folder import TeacherFolderError
 
@@ -47,9 +46,8 @@ def _load(model_class: Any, folder: Path, device: torch.device, **options: objec
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        broken = _broken_file(folder)
-        raise TeacherFolderError(f"{broken or folder} does not load: {error}") from error
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise TeacherFolderError(f"{folder} does not load: {error}") from error
     # Both libraries fill what is missing with random numbers and only log it.
     missing = sorted(report["missing_keys"])
     if missing:
@@ -58,14 +56,3 @@ def _load(model_class: Any, folder: Path, device: torch.device, **options: objec
             "download or conversion is incomplete"
         )
     return model.to(device).eval().requires_grad_(False)
-
-
-def _broken_file(folder: Path) -> Path | None:
-    """The first file of weights that is no safetensors."""
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except (SafetensorError, OSError):
-            return file
-    return None

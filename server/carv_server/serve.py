@@ -258,6 +258,8 @@ async def serve_until_signalled(
             running.append(server)
             async with server:
                 settle_heap()
+                if server.health_address:
+                    _log.info("health alone, in plaintext, on %s", server.health_address)
                 _log.info("serving %s on %s", ", ".join([*teachers, *pools]), server.address)
                 await signalled.wait()
     # gRPC's tasks end a little after its server; cut off by the loop's end they would log errors.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from tests.support.process import ServerProcess
 from tests.support.tenants import tenant, token_of
 
 NAME = "spiffe://carv.test/sim"
-HEALTH = "127.0.0.1:50391"
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def config(tmp_path: Path) -> Path:
     file = tmp_path / "carv.toml"
     file.write_text(
         'tenants_file = "tenants.toml"\n'
-        f'[server]\nhealth_address = "{HEALTH}"\nevaluation_budget = 8\ntorch_threads = 1\n'
+        '[server]\nhealth_address = "127.0.0.1:0"\nevaluation_budget = 8\ntorch_threads = 1\n'
         '[tls]\ncertificate = "server.pem"\nprivate_key = "server.key"\nclient_ca = "ca.pem"\n'
         '[[teachers]]\nid = "one"\nfolder = "m"\n'
         '[[teachers]]\nid = "two"\nfolder = "m"\ntenants = ["sim"]\nlimits = { max_draws = 3 }\n'
@@ -62,7 +62,9 @@ def test_two_tenants_over_mutual_tls(config: Path) -> None:
         "private_key": (folder / "client.key").read_bytes(),
     }
     with ServerProcess(["--config", str(config)]) as server:
-        with grpc.insecure_channel(HEALTH) as channel:
+        health = re.search(r"in plaintext, on (127\.0\.0\.1:\d+)", server.log)
+        assert health is not None
+        with grpc.insecure_channel(health[1]) as channel:
             reply = health_stub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
         with TeacherClient(server.address, **tls) as sim:

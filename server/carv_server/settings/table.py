@@ -279,7 +279,7 @@ SETTINGS: tuple[Setting, ...] = (
         "tracing",
         "sample_ratio",
         Number(0, 1, whole=False),
-        0.01,
+        1.0,
         "share of the requests without a trace of their caller's that are traced",
         "tracing_sample_ratio",
     ),

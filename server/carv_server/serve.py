@@ -24,12 +24,13 @@ from carv_server.front import Front
 from carv_server.history import DrawHistories
 from carv_server.host import settle_heap
 from carv_server.latents import LatentStore
+from carv_server.observability.observability import Observability
 from carv_server.pools import start_pools, waiting_seconds
 from carv_server.prepare import PreparedTeacher, as_prepared
 from carv_server.replicas.inprocess import InProcessReplica
-from carv_server.replicas.protocol import Encoder
+from carv_server.replicas.protocol import Encoder, Replica
 from carv_server.replicas.ray_pool import RayPool
-from carv_server.scheduler import Scheduler
+from carv_server.scheduler import Scheduler, SchedulerConfig
 from carv_server.service import ServedTeacher, TeacherService
 from carv_server.teachers.protocol import Teacher
 
@@ -66,6 +67,9 @@ class RunningServer:
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._staging_thread = ThreadPoolExecutor(2, thread_name_prefix="staging")
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="messages")
+        self.observability = Observability(
+            config.metrics, config.tracing, config.scheduler.tenant_weights, clock=time.monotonic
+        )
         self._served: dict[str, ServedTeacher] = {}
         self._cold: list[tuple[InProcessReplica, Sequence[int]]] = []
         for teacher_id, given in teachers.items():
@@ -74,16 +78,16 @@ class RunningServer:
             replica = InProcessReplica(teacher, self._device_thread, budget, self._staging_thread)
             self._cold.append((replica, prepared.warm_sizes))
             limits = replace(config.scheduler, evaluation_budget=budget)
-            scheduler = Scheduler([replica], limits, time.monotonic)
-            self._served[teacher_id] = self._serve(teacher_id, replica, scheduler)
+            self._served[teacher_id] = self._serve(teacher_id, replica, limits, [replica])
         self._pools = pools or {}
         for teacher_id, pool in self._pools.items():
             limits = replace(config.scheduler, evaluation_budget=pool.evaluation_budget)
-            scheduler = Scheduler([], limits, time.monotonic)
-            self._served[teacher_id] = self._serve(teacher_id, pool, scheduler)
+            self._served[teacher_id] = self._serve(teacher_id, pool, limits, [])
+        conditionings = ConditioningStore(config.store, time.time)
+        self.observability.watch_conditionings(conditionings)
         service = TeacherService(
             self._served,
-            ConditioningStore(config.store, time.time),
+            conditionings,
             config.limits,
             config.max_message_bytes,
             lambda: secrets.randbits(64),
@@ -95,6 +99,7 @@ class RunningServer:
             self._workers,
             time.monotonic,
             config.limits.max_stream_requests,
+            self.observability,
         )
         self._hurry = asyncio.Event()
         # The module gains its `aio` attribute at import, out of a type checker's sight.
@@ -102,10 +107,24 @@ class RunningServer:
         self._server = grpc.aio.server(options=_channel_options(config.max_message_bytes))
         self.address = ""
 
-    def _serve(self, teacher_id: str, encoder: Encoder, scheduler: Scheduler) -> ServedTeacher:
-        config = self._config
+    def _serve(
+        self,
+        teacher_id: str,
+        encoder: Encoder,
+        limits: SchedulerConfig,
+        replicas: Sequence[Replica],
+    ) -> ServedTeacher:
+        config, watchers = self._config, self.observability
+        observe = watchers.counts(teacher_id).on_microbatch
+        scheduler = Scheduler(replicas, limits, time.monotonic, observe)
         histories = DrawHistories(encoder.description.schedule, config.history)
         latents = LatentStore(config.latents, time.time)
+
+        def wanted() -> int:
+            pool = self._pools.get(teacher_id)
+            return 1 if pool is None else pool.target
+
+        watchers.watch(teacher_id, scheduler, limits, histories, latents, encoder, wanted)
         return ServedTeacher(teacher_id, [encoder], scheduler, histories, latents)
 
     async def __aenter__(self) -> RunningServer:
@@ -115,6 +134,7 @@ class RunningServer:
         reflection.enable_server_reflection(names, self._server)
         port = self._server.add_insecure_port(self._config.address)
         self.address = f"{self._config.address.rpartition(':')[0]}:{port}"
+        await self.observability.start()
         for teacher in self._served.values():
             teacher.scheduler.start()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -128,6 +148,7 @@ class RunningServer:
             await self.drain()
             raise
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self.observability.set_state(ready=True)
         return self
 
     async def _warm_up(self) -> None:
@@ -149,6 +170,7 @@ class RunningServer:
         ``hurry``, then stop; what is left is answered with DRAINING."""
         # Health first: load balancers turn away before calls are refused.
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.observability.set_state(ready=False, draining=True)
         self._front.drain()
         idle = asyncio.create_task(self._front.wait_idle())
         hurry = asyncio.create_task(self._hurry.wait())
@@ -165,6 +187,7 @@ class RunningServer:
             await teacher.scheduler.stop()
         # An open health Watch would hold stop() for its whole grace.
         await self._server.stop(1.0)
+        await self.observability.stop()
         self._device_thread.shutdown(wait=True, cancel_futures=True)
         self._staging_thread.shutdown(wait=True, cancel_futures=True)
         self._workers.shutdown(wait=True, cancel_futures=True)
@@ -214,6 +237,9 @@ async def serve_until_signalled(
             async with server:
                 settle_heap()
                 _log.info("serving %s on %s", ", ".join([*teachers, *pools]), server.address)
+                if config.metrics.address:
+                    address = server.observability.metrics_address
+                    _log.info("metrics and status page on http://%s", address)
                 await signalled.wait()
     # gRPC's tasks end a little after its server; cut off by the loop's end they would log errors.
     rest = asyncio.all_tasks() - {asyncio.current_task()}

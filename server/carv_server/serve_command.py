@@ -13,6 +13,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from carv import DEFAULT_MAX_MESSAGE_BYTES
+from carv_server.observability.config import (
+    LOG_FORMATS,
+    LogConfig,
+    MetricsConfig,
+    TracingConfig,
+    check_installed,
+)
 
 if TYPE_CHECKING:
     from carv_server.replicas.ray_config import RayConfig
@@ -143,6 +150,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "info",
         "what the log on stderr says",
     )
+    add("--log-format", _choice(*LOG_FORMATS), "text", "lines of the log: text or JSON objects")
+    add(
+        "--metrics-address",
+        str,
+        "",
+        "host:port for Prometheus, probes and the status page, over plain HTTP; none without it",
+    )
+    add("--trace-endpoint", str, "", "host:port of an OTLP/gRPC collector (carv[tracing])")
+    add("--trace-sample-ratio", _number, 1.0, "share of the requests traced, 0 to 1")
     parser.set_defaults(run=_run)
 
 
@@ -162,14 +178,13 @@ class _Adder:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    logging.basicConfig(
-        level=arguments.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    from carv_server.observability.logs import configure_logging
+
+    configure_logging(LogConfig(arguments.log_level, arguments.log_format))
     # torch and diffusers take seconds to import: not before the arguments are known good.
     from carv_server.config import ServerConfig
     from carv_server.history import HistoryConfig
+    from carv_server.observability.http import ListenError
     from carv_server.pools import ray_pools
     from carv_server.prepare import load_teachers
     from carv_server.replicas.protocol import ReplicaStartError
@@ -215,7 +230,10 @@ def _run(arguments: argparse.Namespace) -> int:
                     max_evaluations=arguments.max_evaluations,
                     max_stream_requests=arguments.max_stream_requests,
                 ),
+                metrics=MetricsConfig(arguments.metrics_address),
+                tracing=TracingConfig(arguments.trace_endpoint, arguments.trace_sample_ratio),
             )
+            check_installed(config.tracing)
             teachers = load_teachers(config) if config.ray is None else {}
             pools = {} if config.ray is None else stack.enter_context(ray_pools(config))
         except (ValueError, RuntimeError, ReplicaStartError) as error:
@@ -226,6 +244,9 @@ def _run(arguments: argparse.Namespace) -> int:
         except ReplicaStartError as error:
             print(f"carv serve: {error}", file=sys.stderr)
             return _EXIT_USAGE
+        except ListenError as error:
+            print(f"carv serve: {error}", file=sys.stderr)
+            return _EXIT_ADDRESS
         except RuntimeError as error:
             if "bind" not in str(error).lower():
                 raise

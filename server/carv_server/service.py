@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from carv.errors import FieldViolation, Reason
@@ -28,6 +28,7 @@ from carv_server.errors import RequestError, invalid
 from carv_server.estimate import estimate_gradient, predict_noise
 from carv_server.history import DrawHistories
 from carv_server.latents import LatentStore, latents_handle
+from carv_server.observability.notes import CallNotes, Sampled
 from carv_server.profile import profile_teacher
 from carv_server.refine.call import refine_gradient
 from carv_server.replicas.protocol import Conditioning, Encoder, ReplicaLost
@@ -71,6 +72,7 @@ class Call:
         caller: the connection that it came by.
         tenant: whose it is.
         size: of the request, in bytes.
+        notes: what the handler says of it, for those who watch.
     """
 
     started: float
@@ -78,9 +80,10 @@ class Call:
     caller: str = ""
     tenant: str = ""
     size: int = 0
+    notes: CallNotes = field(default_factory=CallNotes)
 
     def terms(self, priority: int) -> Terms:
-        return Terms(self.deadline, self.tenant, priority, self.caller)
+        return Terms(self.deadline, self.tenant, priority, self.caller, self.notes.work_trace)
 
 
 class TeacherService:
@@ -119,13 +122,13 @@ class TeacherService:
         )
 
     async def get_teacher(self, request: pb.GetTeacherRequest, call: Call) -> pb.GetTeacherResponse:
-        teacher = self._teacher(request.teacher)
+        teacher = self._teacher(request.teacher, call)
         return pb.GetTeacherResponse(teacher=self._encode(teacher, with_schedule=True))
 
     async def create_conditioning(
         self, request: pb.CreateConditioningRequest, call: Call
     ) -> pb.CreateConditioningResponse:
-        teacher = self._teacher(request.teacher)
+        teacher = self._teacher(request.teacher, call)
         digest = teacher.replicas[0].description.digest
         if request.source.WhichOneof("source") == "blend":
             blend, tensors = await self._aside(
@@ -150,7 +153,7 @@ class TeacherService:
     async def create_latents(
         self, request: pb.CreateLatentsRequest, call: Call
     ) -> pb.CreateLatentsResponse:
-        teacher = self._teacher(request.teacher)
+        teacher = self._teacher(request.teacher, call)
         description, store = teacher.replicas[0].description, teacher.latents
 
         def keep() -> latents_pb2.Latents:
@@ -166,13 +169,24 @@ class TeacherService:
     async def estimate_gradient(
         self, request: pb.EstimateGradientRequest, call: Call
     ) -> pb.EstimateGradientResponse:
-        teacher = self._teacher(request.teacher)
+        teacher = self._teacher(request.teacher, call)
         context = self._contexts[teacher.id]
         checked = await self._checked(call, lambda: check_estimate(request, context))
         estimate = await estimate_gradient(
             checked, teacher.scheduler, teacher.histories, call.terms(request.priority)
         )
         spec, sampling, halves = checked.draws, estimate.sampling, estimate.half_estimates
+        draws = estimate.draws_spent
+        call.notes.spent(draws, estimate.evaluations, estimate.compute_seconds)
+        call.notes.sampled = Sampled(
+            checked.objective,
+            tuple([branch.use_reference for branch in checked.branches]),
+            spec.history if isinstance(spec, DrawSpec) else "",
+            sampling,
+            estimate.noise_variance,
+            estimate.effective_sample_size,
+            draws // len(checked.latents),
+        )
         reply = pb.EstimateGradientResponse(
             diagnostics=encode_diagnostics(estimate),
             teacher_digest=teacher.replicas[0].description.digest,
@@ -180,7 +194,7 @@ class TeacherService:
             sampling=encode_sampling(sampling, spec.draws, spec.history)
             if isinstance(spec, DrawSpec) and sampling is not None
             else None,
-            draws_spent=estimate.draws_spent,
+            draws_spent=draws,
             evaluations_spent=estimate.evaluations,
             timings=_timings(call, estimate.queue_seconds, estimate.compute_seconds),
             draw_table=encode_draws(estimate) if checked.return_draws else None,
@@ -192,8 +206,9 @@ class TeacherService:
     async def refine_gradient(
         self, request: pb.RefineGradientRequest, call: Call
     ) -> AsyncGenerator[pb.RefineGradientResponse]:
-        teacher = self._teacher(request.teacher)
+        teacher = self._teacher(request.teacher, call)
         checked = await self._aside(lambda: check_refine(request, self._contexts[teacher.id]))
+        call.notes.checked()
         refinement = refine_gradient(
             checked,
             teacher.scheduler,
@@ -203,6 +218,18 @@ class TeacherService:
         )
         async with aclosing(refinement) as means:
             async for refined in means:
+                call.notes.spent(
+                    refined.draws_spent, refined.evaluations_spent, refined.compute_seconds
+                )
+                call.notes.sampled = Sampled(
+                    checked.objective,
+                    tuple([branch.use_reference for branch in checked.branches]),
+                    checked.history,
+                    refined.sampling,
+                    refined.noise_variance,
+                    None,
+                    0,
+                )
                 yield encode_refined(
                     refined,
                     history=checked.history,
@@ -214,24 +241,27 @@ class TeacherService:
     async def predict_noise(
         self, request: pb.PredictNoiseRequest, call: Call
     ) -> pb.PredictNoiseResponse:
-        teacher = self._teacher(request.teacher)
+        teacher = self._teacher(request.teacher, call)
         context = self._contexts[teacher.id]
         checked = await self._checked(call, lambda: check_predict(request, context))
         prediction = await predict_noise(checked, teacher.scheduler, call.terms(request.priority))
+        draws = checked.plan.timesteps.size
+        call.notes.spent(draws, prediction.evaluations, prediction.compute_seconds)
         return pb.PredictNoiseResponse(
             noise_prediction=encode_tensor(prediction.noise),
             teacher_digest=teacher.replicas[0].description.digest,
             seed=checked.seed,
             evaluations_spent=prediction.evaluations,
-            draws_spent=checked.plan.timesteps.size,
+            draws_spent=draws,
             timings=_timings(call, prediction.queue_seconds, prediction.compute_seconds),
         )
 
     async def profile_teacher(
         self, request: pb.ProfileTeacherRequest, call: Call
     ) -> AsyncGenerator[pb.ProfileTeacherResponse]:
-        teacher = self._teacher(request.teacher)
+        teacher = self._teacher(request.teacher, call)
         checked = await self._aside(lambda: check_profile(request, self._contexts[teacher.id]))
+        call.notes.checked()
         description = teacher.replicas[0].description
         measuring = profile_teacher(
             checked,
@@ -244,8 +274,10 @@ class TeacherService:
             async for step in steps:
                 profile = None
                 if step.result is not None:
+                    measured = step.result
+                    call.notes.spent(measured.draws, measured.evaluations, 0.0)
                     profile = encode_profile(
-                        step.result,
+                        measured,
                         checked.objective,
                         evaluation_seconds=teacher.scheduler.evaluation_seconds,
                         digest=description.digest,
@@ -253,16 +285,16 @@ class TeacherService:
                     )
                 yield pb.ProfileTeacherResponse(progress=step.share, profile=profile)
 
-    def _teacher(self, teacher_id: str) -> ServedTeacher:
-        if not teacher_id:
-            return next(iter(self._teachers.values()))
-        teacher = self._teachers.get(teacher_id)
+    def _teacher(self, teacher_id: str, call: Call) -> ServedTeacher:
+        first = next(iter(self._teachers.values()))
+        teacher = self._teachers.get(teacher_id) if teacher_id else first
         if teacher is None:
             known = ", ".join(self._teachers)
             message = f"no teacher {teacher_id[:80]!r} here; known: {known}"
             raise RequestError(
                 Reason.TEACHER_NOT_FOUND, message, violations=[FieldViolation("teacher", message)]
             )
+        call.notes.teacher = teacher.id
         return teacher
 
     def _encode(self, teacher: ServedTeacher, *, with_schedule: bool) -> teacher_pb2.Teacher:
@@ -318,7 +350,9 @@ class TeacherService:
         }
 
     async def _checked(self, call: Call, check: Callable[[], _Result]) -> _Result:
-        return check() if call.size <= SMALL_BYTES else await self._aside(check)
+        checked = check() if call.size <= SMALL_BYTES else await self._aside(check)
+        call.notes.checked()
+        return checked
 
     async def _aside(self, function: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._workers, function)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-__all__ = ["ExpiringStore", "StoreConfig", "content_handle"]
+__all__ = ["ExpiringStore", "StoreConfig", "StoreCounts", "content_handle"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -30,6 +30,24 @@ class StoreConfig:
     seconds_to_live: float = 3600.0
 
 
+@dataclass(frozen=True)
+class StoreCounts:
+    """A store now, and totals since its start.
+
+    Attributes:
+        entries, size: kept, in number and bytes; what has expired unseen is among them.
+        hits, misses: look-ups.
+        expired, evicted: dropped for not being used, and for room.
+    """
+
+    entries: int
+    size: int
+    hits: int
+    misses: int
+    expired: int
+    evicted: int
+
+
 @dataclass
 class _Entry(Generic[V]):
     value: V
@@ -41,12 +59,14 @@ class ExpiringStore(Generic[K, V]):
     """Values by key; safe to use from several threads.
 
     Args:
+        config: bounds.
         clock: wall-clock seconds, as clients are told them.
     """
 
     def __init__(self, config: StoreConfig, clock: Callable[[], float]) -> None:
-        self._config = config
+        self.config = config
         self._clock = clock
+        self._hits = self._misses = self._expired = self._evicted = 0
         self._entries: OrderedDict[K, _Entry[V]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -56,12 +76,16 @@ class ExpiringStore(Generic[K, V]):
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
+                self._misses += 1
                 return None
             now = self._clock()
             if entry.expires <= now:
                 self._remove(key)
+                self._expired += 1
+                self._misses += 1
                 return None
-            entry.expires = now + self._config.seconds_to_live
+            self._hits += 1
+            entry.expires = now + self.config.seconds_to_live
             self._entries.move_to_end(key)
             return entry.value
 
@@ -77,15 +101,27 @@ class ExpiringStore(Generic[K, V]):
             # In order of use, hence of expiry.
             while self._entries and next(iter(self._entries.values())).expires <= now:
                 self._remove(next(iter(self._entries)))
-            expires = now + self._config.seconds_to_live
+                self._expired += 1
+            expires = now + self.config.seconds_to_live
             self._entries[key] = _Entry(value, size, expires)
             self._bytes += size
             while len(self._entries) > 1 and (
-                len(self._entries) > self._config.max_entries
-                or self._bytes > self._config.max_bytes
+                len(self._entries) > self.config.max_entries or self._bytes > self.config.max_bytes
             ):
                 self._remove(next(iter(self._entries)))
+                self._evicted += 1
             return expires
+
+    def counts(self) -> StoreCounts:
+        with self._lock:
+            return StoreCounts(
+                len(self._entries),
+                self._bytes,
+                self._hits,
+                self._misses,
+                self._expired,
+                self._evicted,
+            )
 
     def _remove(self, key: K) -> None:
         self._bytes -= self._entries.pop(key).size

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from carv_server.scheduling.trace import WorkTrace
+
 __all__ = ["MAX_PRIORITY", "MIN_PRIORITY", "Terms"]
 
 MIN_PRIORITY, MAX_PRIORITY = -10, 10
@@ -20,9 +22,11 @@ class Terms:
         priority: within the tenant alone, ``MIN_PRIORITY`` .. ``MAX_PRIORITY``; higher goes first.
         caller: who waits for the answer, such as a connection. Callers that ask again right after
             each answer are expected to; "" stands for all callers without a name.
+        trace: told of the way through the queue, where the request is traced.
     """
 
     deadline: float | None = None
     tenant: str = ""
     priority: int = 0
     caller: str = ""
+    trace: WorkTrace | None = None

@@ -35,6 +35,11 @@ class AccessLog:
         self._tokens = _BURST
         self.suppressed = 0
 
+    @property
+    def every_request(self) -> bool:
+        """Whether those that end well have a line too."""
+        return _log.isEnabledFor(logging.DEBUG)
+
     def ended(
         self, method: str, code: int, reason: str, seconds: float, fields: Sequence[str] = ()
     ) -> None:
@@ -44,8 +49,6 @@ class AccessLog:
             reason: of the catalogue, or "".
             fields: those at fault.
         """
-        if code == 0 and not _log.isEnabledFor(logging.DEBUG):
-            return
         name = CODES[code]
         level = logging.DEBUG if code == 0 else logging.INFO
         if name in _FAULTS_OF_THE_SERVER:

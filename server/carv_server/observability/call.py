@@ -29,10 +29,21 @@ _CANCELLED, _DEADLINE_EXCEEDED = 1, 4
 
 
 class Tracer(Protocol):
-    def begin(self, method: str, headers: Mapping[str, str], *, linked: bool) -> CallTrace | None:
-        """Args:
-        headers: ``traceparent`` and ``tracestate``, where the caller sent them.
-        linked: begin a trace of its own, with a link to the caller's.
+    def begin(self, method: str, headers: Mapping[str, str]) -> CallTrace | None:
+        """None where it is not to be traced.
+
+        Args:
+            headers: ``traceparent`` and ``tracestate``, where the caller sent them.
+        """
+        ...
+
+    def begin_on_stream(
+        self, method: str, headers: Mapping[str, str], stream: CallTrace | None
+    ) -> CallTrace | None:
+        """A trace of its own, linked to that of the stream.
+
+        Args:
+            headers: of the stream.
         """
         ...
 
@@ -83,7 +94,11 @@ class ObservedCall(CallNotes):
         observers.requests.begin(method)
         if observers.tracer is not None:
             headers = self._read("traceparent", "tracestate")
-            self.trace = observers.tracer.begin(method, headers, linked=stream is not None)
+            if stream is None:
+                self.trace = observers.tracer.begin(method, headers)
+            else:
+                within = stream[0].trace
+                self.trace = observers.tracer.begin_on_stream(method, headers, within)
 
     def enter(self) -> None:
         """From here on the task that calls this logs as part of the call."""
@@ -142,9 +157,10 @@ class ObservedCall(CallNotes):
         observers = self._observers
         seconds = time.perf_counter() - self._started
         observers.requests.end(self.method, code, self.tenant, seconds, reason)
-        token = CURRENT_CALL.set(self)  # also where another task ends it
-        observers.access.ended(self.method, code, reason, seconds, tuple(fields))
-        CURRENT_CALL.reset(token)
+        if code or observers.access.every_request:
+            token = CURRENT_CALL.set(self)  # also where another task ends it
+            observers.access.ended(self.method, code, reason, seconds, tuple(fields))
+            CURRENT_CALL.reset(token)
         if self.trace is not None:
             self.trace.end(self, code, reason)
 

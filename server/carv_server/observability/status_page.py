@@ -60,7 +60,7 @@ def _tenants(tenants: Sequence[TenantStatus]) -> str:
             f"{_number(tenant.evaluations_per_second)}/s",
             "–" if tenant.share is None else f"{tenant.share:.0%}",
             f"{tenant.waiting_requests}",
-            f"{tenant.waiting_evaluations}",
+            f"{tenant.waiting_evaluations:,}",
             _quota(tenant.quota),
         )
         for tenant in tenants
@@ -87,7 +87,8 @@ def _teacher_cards(teacher: TeacherStatus) -> str:
             ("devices busy", f"{min(1.0, teacher.busy_share):.0%}"),
             ("microbatches full", "–" if teacher.fill is None else f"{teacher.fill:.0%}"),
             ("waiting requests", f"{teacher.waiting_requests}"),
-            ("waiting evaluations", f"{teacher.waiting_evaluations} ({full:.0%} of the queue)"),
+            ("waiting evaluations", f"{teacher.waiting_evaluations:,}"),
+            ("queue full", f"{full:.0%}"),
         )
     )
 

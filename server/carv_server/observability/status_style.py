@@ -24,7 +24,7 @@ vertical-align:.2rem;color:var(--warn)}
 .state.serving{color:var(--good)}
 main>dl,section{background:var(--card);border:1px solid var(--rule);border-radius:.5rem;
 padding:1rem;margin:1rem 0}
-dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.25rem,1fr));gap:.75rem 1rem;margin:0}
+dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(7.5rem,1fr));gap:.75rem 1rem;margin:0}
 section dl{margin-bottom:1rem}
 dt{color:var(--soft);font-size:.8125rem}
 dd{margin:0;font-size:1.1rem;font-weight:600}

@@ -13,6 +13,8 @@ Children are made from readings of clocks once the request is over, after it is 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -22,7 +24,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace import Span as SdkSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import (
     Link,
     Span,
@@ -30,6 +32,7 @@ from opentelemetry.trace import (
     SpanKind,
     Status,
     StatusCode,
+    Tracer,
     get_current_span,
     set_span_in_context,
 )
@@ -42,11 +45,14 @@ from carv_server.scheduling.trace import MicrobatchRun, WorkTrace
 
 __all__ = ["Tracing", "open_tracing"]
 
+_log = logging.getLogger(__name__)
+
 _SERVICE = "carv.v1.TeacherService"
 _MOST_SPANS = 4096
 _BATCH_SPANS = 512
 _EXPORT_EVERY_MS = 1000
 _EXPORT_SECONDS = 5.0
+_COMPLAIN_EVERY_SECONDS = 60.0
 _MOST_HEADER_CHARACTERS = 512
 _FAULTS = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
@@ -64,6 +70,8 @@ def open_tracing(
         clock: the scheduler's.
         instance: what tells this server from others.
     """
+    # It says the same several times a second while the collector is away; we say it now and then.
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
     exporter = OTLPSpanExporter(
         endpoint=config.endpoint,
         insecure=not config.endpoint.startswith("https://"),
@@ -93,13 +101,15 @@ class Tracing:
         attributes = {"service.name": "carv", "service.version": version}
         if instance:
             attributes["service.instance.id"] = instance
-        self._provider = TracerProvider(
-            sampler=ParentBased(TraceIdRatioBased(sample_ratio)),
-            resource=Resource(attributes),
-            shutdown_on_exit=False,
-        )
-        self._provider.add_span_processor(self._buffer)
-        self._tracer = self._provider.get_tracer("carv_server", version)
+        resource = Resource(attributes)
+
+        def tracer(sampler: Sampler) -> Tracer:
+            provider = TracerProvider(sampler, resource, shutdown_on_exit=False)
+            provider.add_span_processor(self._buffer)
+            return provider.get_tracer("carv_server", version)
+
+        self._by_ratio = tracer(ParentBased(TraceIdRatioBased(sample_ratio)))
+        self._always = tracer(ALWAYS_ON)
         self._headers = TraceContextTextMapPropagator()
 
     @property
@@ -112,24 +122,35 @@ class Tracing:
         """Spans lost to a full buffer or a failed export."""
         return self._buffer.dropped
 
-    def begin(self, method: str, headers: Mapping[str, str], *, linked: bool) -> CallTrace | None:
-        """None for a request that is not sampled."""
+    def begin(self, method: str, headers: Mapping[str, str]) -> CallTrace | None:
+        """Below the caller's span, if it sent one; sampled as it was, else by the ratio."""
+        caller = self._caller(headers)
+        return self._trace(self._by_ratio.start_span(method, caller, SpanKind.SERVER))
+
+    def begin_on_stream(
+        self, method: str, headers: Mapping[str, str], stream: CallTrace | None
+    ) -> CallTrace | None:
+        """As ``begin`` in what is sampled, but a trace of its own: a stream has thousands."""
+        theirs = get_current_span(self._caller(headers)).get_span_context()
+        if theirs.is_valid and not theirs.trace_flags.sampled:
+            return None
+        start = self._always.start_span if theirs.is_valid else self._by_ratio.start_span
+        around = None if stream is None else stream.work.identity
+        links = [Link(around)] if isinstance(around, SpanContext) else None
+        return self._trace(start(method, Context(), SpanKind.SERVER, links=links))
+
+    def _caller(self, headers: Mapping[str, str]) -> Context:
         known = {k: v for k, v in headers.items() if len(v) <= _MOST_HEADER_CHARACTERS}
-        caller = self._headers.extract(known, Context())
-        theirs = get_current_span(caller).get_span_context()
-        span = self._tracer.start_span(
-            method,
-            Context() if linked else caller,
-            SpanKind.SERVER,
-            links=[Link(theirs)] if linked and theirs.is_valid else None,
-        )
+        return self._headers.extract(known, Context())
+
+    def _trace(self, span: Span) -> CallTrace | None:
         if not span.is_recording():
             return None
-        return _Trace(self._tracer.start_span, span, self._clock)
+        return _Trace(self._always.start_span, span, self._clock)
 
     async def close(self) -> None:
         """Hand over what is left, for some seconds at most."""
-        closing = asyncio.get_running_loop().run_in_executor(None, self._provider.shutdown)
+        closing = asyncio.get_running_loop().run_in_executor(None, self._buffer.shutdown)
         await asyncio.wait({closing}, timeout=_EXPORT_SECONDS)
 
 
@@ -284,6 +305,7 @@ class _Buffer(SpanProcessor):
 class _Counted(SpanExporter):
     def __init__(self, inner: SpanExporter) -> None:
         self._inner = inner
+        self._complained = -math.inf
         self.exported = self.failed = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -295,7 +317,14 @@ class _Counted(SpanExporter):
                 self.exported += len(spans)
             else:
                 self.failed += len(spans)
+                self._complain()
         return result
+
+    def _complain(self) -> None:
+        now = time.monotonic()
+        if now - self._complained >= _COMPLAIN_EVERY_SECONDS:
+            self._complained = now
+            _log.warning("the collector took no spans; %d are lost so far", self.failed)
 
     def shutdown(self) -> None:
         self._inner.shutdown()

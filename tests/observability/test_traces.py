@@ -8,16 +8,21 @@ the root's trace left out; giving ``note_run`` companions of other tenants.
 from __future__ import annotations
 
 import asyncio
+import sys
 from itertools import pairwise
 
 import grpc
 import numpy as np
 import pytest
 from opentelemetry.proto.trace.v1 import trace_pb2
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanContext
 
 from carv.v1 import conditioning_pb2
 from carv.v1 import teacher_service_pb2 as pb
+from carv_client import TeacherClient
+from carv_client._trace_context import with_trace_context
 from carv_server.observability.config import TracingConfig, check_installed
 from carv_server.observability.notes import CallNotes
 from carv_server.observability.tracing import Tracing
@@ -170,6 +175,39 @@ def test_requests_on_a_stream_are_sampled_as_its_caller_is(sampled: bool) -> Non
 
     with collector() as seen:
         asyncio.run(main(seen))
+
+
+def test_our_client_hands_its_current_span_on() -> None:
+    """The blocking one, whose calls run in another thread. Without a span it sends none."""
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
+
+    def work(client: TeacherClient) -> SpanContext:
+        client.list_teachers()
+        with tracer.start_as_current_span("step") as span:
+            client.list_teachers()
+        return span.get_span_context()
+
+    async def main(seen: Collector) -> None:
+        tracing = TracingConfig(seen.address)
+        async with watched(oracle_teacher(), tracing=tracing) as (server, _):
+            with TeacherClient(server.address) as client:
+                theirs = await asyncio.to_thread(work, client)
+            first, second = await seen.roots(2)
+        assert not first.parent_span_id
+        assert int.from_bytes(second.parent_span_id) == theirs.span_id
+        assert int.from_bytes(second.trace_id) == theirs.trace_id
+
+    with collector() as seen:
+        asyncio.run(main(seen))
+
+
+def test_a_client_without_opentelemetry_sends_what_it_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = [("traceparent", "mine")]
+    assert with_trace_context(given) is given
+    monkeypatch.delitem(sys.modules, "opentelemetry.trace")
+    assert with_trace_context(()) == ()
 
 
 def test_nothing_of_what_was_sent_is_in_a_trace() -> None:

@@ -83,7 +83,6 @@ def _teacher_cards(teacher: TeacherStatus) -> str:
     return _cards(
         (
             ("evaluations", f"{_number(teacher.evaluations_per_second)}/s"),
-            ("one takes", _seconds(teacher.evaluation_seconds)),
             ("devices busy", f"{min(1.0, teacher.busy_share):.0%}"),
             ("microbatches full", "–" if teacher.fill is None else f"{teacher.fill:.0%}"),
             ("waiting requests", f"{teacher.waiting_requests}"),

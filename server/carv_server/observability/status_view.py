@@ -51,7 +51,6 @@ class TeacherStatus:
     waiting_evaluations: int
     waiting_evaluations_limit: int
     evaluations_per_second: float
-    evaluation_seconds: float
     busy_share: float
     fill: float | None
     noise_variance: float | None
@@ -166,7 +165,6 @@ def _teacher(teacher: WatchedTeacher, rate: Callable[[str], float]) -> TeacherSt
         waiting_evaluations=snapshot.waiting.evaluations,
         waiting_evaluations_limit=teacher.limits.max_waiting_evaluations,
         evaluations_per_second=rate(f"teacher {teacher.id}"),
-        evaluation_seconds=snapshot.evaluation_seconds,
         busy_share=rate(f"device {teacher.id}") / max(1, len(snapshot.replicas)),
         fill=snapshot.mean_fill if snapshot.microbatches else None,
         noise_variance=counts.mean_variance(),

@@ -29,6 +29,7 @@ from carv_server.statuses import Context, abort, as_request_error
 __all__ = ["Front"]
 
 _DEADLINE_SLACK_SECONDS = 0.02
+_DEADLINE_ROUNDING = 0.01
 
 
 class Front:
@@ -169,7 +170,7 @@ class Front:
             observed.succeeded()
             return
         except asyncio.CancelledError:
-            observed.cancelled(late=_past_deadline(context))
+            observed.cancelled(late=_past_deadline(context, observed.seconds))
             raise
         except grpc.aio.AbortError:
             raise
@@ -179,8 +180,10 @@ class Front:
         await abort(context, failure)
 
 
-def _past_deadline(context: Context) -> bool:
-    """Whether a call that was cancelled has run out of time, on the clock of its client: that one
-    started earlier, and the time was rounded up on its way."""
+def _past_deadline(context: Context, seconds: float) -> bool:
+    """Whether a call that was cancelled after so many seconds has run out of time, on the clock of
+    its client: that one started earlier, and gRPC rounds what is left up on its way."""
     remaining: float | None = cast("float | None", context.time_remaining())
-    return remaining is not None and remaining < _DEADLINE_SLACK_SECONDS
+    if remaining is None:
+        return False
+    return remaining < _DEADLINE_SLACK_SECONDS + _DEADLINE_ROUNDING * (seconds + remaining)

@@ -5,14 +5,17 @@ What the counting costs a request on the event loop, measured on two busy cores 
 noted and ended; best of five times 20,000): 6.5 us, and 1.5 us for a microbatch of four requests;
 a scrape takes 3 ms for one teacher.
 
-Breaks it (tried): leaving ``observed.succeeded()`` out of the stream's answers; counting a call's
-evaluations where it was cancelled; ending a cancelled request by ``succeeded``.
+Breaks it (tried): no ``succeeded`` for the answers on a stream, or no ``cancelled`` for its
+requests at their end; a cancelled request that counts as answered; draws counted as evaluations; every
+cancelled call taken for one that its client gave up.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +28,10 @@ from carv.v1 import teacher_service_pb2 as pb
 from carv_server.request import RequestLimits
 from carv_server.scheduler import SchedulerConfig
 from carv_server.serve import RunningServer
+from carv_server.teachers.protocol import Source, Tensors
 from tests.observability.support import Samples, scrape, settled, watched
 from tests.server.streamed import Stream, details_of
-from tests.server.teachers import GatedTeacher, oracle_teacher, waiting
+from tests.server.teachers import GatedTeacher, Wrapped, oracle_teacher, waiting
 from tests.server.wire import (
     create_async,
     estimate_request,
@@ -107,7 +111,7 @@ async def ask(
         failure = failure_of(error)
         mine.bad(method, failure.code, failure.reason)
         return
-    parsed = None if reply is None else reply.FromString(last)
+    parsed: Any = None if reply is None else reply.FromString(last)
     mine.good(method, parsed.profile if method == "ProfileTeacher" else parsed)
 
 
@@ -289,5 +293,44 @@ def test_cancelled_late_and_refused_calls() -> None:
             assert of_teacher(samples, "carv_jobs_total", outcome="refused") == 2
             assert of_teacher(samples, "carv_jobs_total", outcome="answered") == 3
             assert of_teacher(samples, "carv_queue_wait_seconds_count") == 3
+
+    asyncio.run(main())
+
+
+class SlowEncoder(Wrapped):
+    """Encodes once its gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def encode(self, source: Source) -> Sequence[Tensors]:
+        self.gate.wait(20)
+        return super().encode(source)
+
+
+def test_a_deadline_that_only_grpc_knows_is_told_from_a_cancelled_call() -> None:
+    """Nothing of CreateConditioning is in the queue, which would tell of it first."""
+
+    async def main() -> None:
+        mine, teacher = Tally(), SlowEncoder()
+        method = "CreateConditioning"
+        request = pb.CreateConditioningRequest()
+        request.source.classes.class_ids.append(0)
+        async with watched(teacher) as (server, channel):
+            for timeout in (0.25, 1.234, 30.0):
+                call: Any = channel.unary_unary(path(method))(
+                    request.SerializeToString(), timeout=timeout
+                )
+                await waiting_in_flight(server, method, 1)
+                if timeout > 10:
+                    call.cancel()
+                    mine.bad(method, grpc.StatusCode.CANCELLED, "CANCELLED")
+                else:
+                    assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                    mine.bad(method, grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXPIRED")
+                samples = await settled(server)
+            teacher.gate.set()
+            assert ended(samples) == mine.ended and reasons(samples) == mine.reasons
 
     asyncio.run(main())

@@ -1,8 +1,8 @@
 """The efficiency that the metrics report is the ratio of second moments that docs/metrics.md
 defines; the profile shows what the history holds, and looking changes nothing.
 
-Breaks it (tried): ``weights`` squared; the prior's moment with the controlled residual; bins taken
-over all timesteps in place of the support.
+Breaks it (tried): importance weights squared; the prior's moment with the controlled residual; bins
+of the grid's first timesteps in place of the support's; means over all estimates ever.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def test_the_profile_shows_the_history_of_its_tenant_and_changes_nothing() -> No
     histories.recall(key, 1)
     rng = np.random.default_rng(7)
     timesteps = rng.integers(0, N, 20_000)
-    residuals = np.tile([4.0, 0.0, 32.0], (20_000, 1))
+    squares = np.exp(timesteps / 100.0)
+    residuals = np.stack([squares, 0.0 * squares, 32.0 + 0.0 * squares], axis=1)
     histories.record(key, 1, timesteps, residuals)
     resolved = resolve(Sampling(), tables, None, 4)
     assert live_profile(in_use(tables, resolved, "others"), histories, SCHEDULE) is None
@@ -89,13 +90,15 @@ def test_the_profile_shows_the_history_of_its_tenant_and_changes_nothing() -> No
     shown = live_profile(in_use(tables, resolved, "team"), histories, SCHEDULE)
     assert shown is not None and shown.draws == pytest.approx(20_000)
     assert histories.statistics(key) is before
-    np.testing.assert_allclose(shown.norm, 2.0 * tables.weighting[shown.timesteps], rtol=1e-9)
-    # ||h|| is 2 everywhere, so that of f is 2 |w| in every bin.
     for each in shown.bins:
         assert 20 <= each.first <= each.last <= 980
-        assert each.norm / 2.0 == pytest.approx(
-            tables.weighting[(each.first + each.last + 1) // 2], rel=0.02
-        )
+    for each in shown.bins[1:-1]:  # those at the ends hold draws from outside the support too
+        middle = (each.first + each.last + 1) // 2
+        inside = (timesteps >= each.first) & (timesteps <= each.last)
+        expected = tables.weighting[middle] * np.sqrt(squares[inside].mean())
+        assert each.norm == pytest.approx(expected, rel=1e-9)
+        assert each.draws == pytest.approx(inside.sum())
+        assert shown.norm[middle - 20] == pytest.approx(expected, rel=0.2), "smoothed"
     covered = sorted(t for each in shown.bins for t in range(each.first, each.last + 1))
     assert covered == list(range(shown.timesteps[0], shown.timesteps[-1] + 1))
     for law in (shown.prior, shown.weight, shown.proposal):
@@ -115,11 +118,7 @@ def test_means_are_over_the_last_256_estimates_only() -> None:
     assert counts.mean_variance() == pytest.approx(2.0)
     assert counts.mean_sample_ratio() == pytest.approx(0.75)
     assert counts.sampling == {("nested", "prior", "antithetic"): 306}
-    call.sampled = replace_resolved(call.sampled)
+    call.sampled = Sampled(tables, (False,), "", None, None, None, 4)
     counts.on_answer(call)
     assert counts.sampling["explicit", "explicit", "explicit"] == 1
     assert counts.in_use is not None and counts.in_use.resolved is resolved
-
-
-def replace_resolved(sampled: Sampled) -> Sampled:
-    return sampled._replace(resolved=None, noise_variance=None)

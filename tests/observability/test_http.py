@@ -1,7 +1,6 @@
 """The metrics port: read only, bounded, and true about the server's state.
 
-Breaks it (tried): readiness without ``draining``; no limit on connections; the head's limit raised
-a hundredfold.
+Breaks it (tried): ready while draining; a hundred times the connections, or the head's size.
 """
 
 from __future__ import annotations

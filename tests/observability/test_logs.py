@@ -1,7 +1,7 @@
 """The log: one record a line, with the request that it belongs to, and nothing that was sent.
 
-Breaks it (tried): logging ``RequestError.message`` in the access log; leaving ``_without_content``
-out of exceptions; letting newlines through.
+Breaks it (tried): paths of violations as clients make them; exceptions' messages as they are;
+newlines let through; a microbatch's task in the context of a request; a limit that never counts.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def logged(kind: str, level: str = "debug") -> Iterator[io.StringIO]:
     try:
         yield stream
     finally:
+        logging.captureWarnings(False)
         root.handlers = before
         root.setLevel(level_before)
         logging.getLogger("grpc").setLevel(grpc_level)

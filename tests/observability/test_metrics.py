@@ -1,8 +1,8 @@
 """What /metrics says: the names that docs/metrics.md lists, label values from bounded sets, and
 either format that a scraper asks for.
 
-Breaks it (tried): a family without its line in the docs; ``TenantLabels`` that answers with what it
-was asked; a method label taken from the call.
+Breaks it (tried): a family without its line in the docs; labels that answer with the tenant or
+method that they were asked for; a value on a bound counted above it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One trace a request, over its whole walk, into a collector on loopback; nothing of what was sent
 is in it.
 
-Breaks it (tried): starting the request's span without the caller's context; making children with
-the root's trace left out; giving ``note_run`` companions of other tenants.
+Breaks it (tried): a request's span without the caller's context; children without the request's;
+companions of other tenants; a buffer ten times its bound.
 """
 
 from __future__ import annotations
@@ -245,10 +245,11 @@ def test_lost_spans_are_counted_and_fail_no_request() -> None:
             await channel.unary_unary(path("ListTeachers"))(b"")
             for _ in range(400):
                 samples = await settled(server)
-                if samples["carv_trace_spans_dropped_total", frozenset()] == 1:
+                if samples["carv_trace_spans_dropped_total", frozenset()]:
                     break
                 await asyncio.sleep(0.02)
-            assert samples["carv_trace_spans_dropped_total", frozenset()] == 1
+            samples = await settled(server)
+            assert samples["carv_trace_spans_dropped_total", frozenset()] >= 1
             seen.fails = False
             await channel.unary_unary(path("ListTeachers"))(b"")
             await seen.roots(1)

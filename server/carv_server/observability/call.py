@@ -119,6 +119,11 @@ class ObservedCall(CallNotes):
         return self._id
 
     @property
+    def seconds(self) -> float:
+        """Since its arrival."""
+        return time.perf_counter() - self._started
+
+    @property
     def trace_id(self) -> str:
         return "" if self.trace is None else self.trace.trace_id
 
@@ -155,7 +160,7 @@ class ObservedCall(CallNotes):
     def _end(self, code: int, reason: str, fields: Iterable[str] = ()) -> None:
         self._open = False
         observers = self._observers
-        seconds = time.perf_counter() - self._started
+        seconds = self.seconds
         observers.requests.end(self.method, code, self.tenant, seconds, reason)
         if code or observers.access.every_request:
             token = CURRENT_CALL.set(self)  # also where another task ends it

@@ -59,13 +59,15 @@ _EXTRAS = ("method", "code", "reason", "seconds", "violations")
 
 
 def configure_logging(config: LogConfig, stream: TextIO = sys.stderr) -> None:
-    """Send what is logged anywhere in the process to a stream, in place of what was set up."""
+    """Send what is logged anywhere in the process to a stream, warnings too; unless somebody has
+    set up logging before."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter(config.format))
     # A line for each call and each loop that it sees, at debug.
     if config.level == "debug":
         logging.getLogger("grpc").setLevel(logging.INFO)
-    logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    logging.basicConfig(level=config.level.upper(), handlers=[handler])
 
 
 def formatter(kind: str) -> logging.Formatter:

@@ -6,8 +6,8 @@ noted and ended; best of five times 20,000): 6.5 us, and 1.5 us for a microbatch
 a scrape takes 3 ms for one teacher.
 
 Breaks it (tried): no ``succeeded`` for the answers on a stream, or no ``cancelled`` for its
-requests at their end; a cancelled request that counts as answered; draws counted as evaluations; every
-cancelled call taken for one that its client gave up.
+requests at their end; a cancelled request that counts as answered; draws counted as evaluations;
+every cancelled call taken for one that its client gave up.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from carv_server.observability.notes import CallNotes
 from carv_server.scheduling.terms import Terms
 from carv_server.tenants.access import ANYONE, Access
 from carv_server.tenants.quota import Meter
@@ -23,6 +24,7 @@ class Call:
         tenant: whose it is.
         size: of the request, in bytes.
         access: what its tenant may use.
+        notes: what the handler says of it, for those who watch.
     """
 
     started: float
@@ -31,16 +33,19 @@ class Call:
     tenant: str = ""
     size: int = 0
     access: Access = ANYONE
+    notes: CallNotes = field(default_factory=CallNotes)
 
     def terms(self, priority: int) -> Terms:
         """Of work that is paid for."""
-        return Terms(self.deadline, self.tenant, priority, self.caller)
+        return Terms(self.deadline, self.tenant, priority, self.caller, trace=self.notes.work_trace)
 
     def metered_terms(self, priority: int) -> Terms:
         """Of work that is charged piece by piece."""
         quota = self.access.quota
         meter = None if quota is None else Meter(quota)
-        return Terms(self.deadline, self.tenant, priority, self.caller, meter)
+        return Terms(
+            self.deadline, self.tenant, priority, self.caller, meter, self.notes.work_trace
+        )
 
     def charged(self, evaluations: int) -> AbstractContextManager[None]:
         """Around so many evaluations; raises RequestError QUOTA_EXCEEDED."""

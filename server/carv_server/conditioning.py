@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from carv_server.replicas.protocol import Conditioning
-from carv_server.store import ExpiringStore, StoreConfig, content_handle
+from carv_server.store import ExpiringStore, StoreConfig, StoreCounts, content_handle
 from carv_server.teachers.protocol import (
     Classes,
     Prompts,
@@ -26,6 +26,7 @@ class ConditioningStore:
     """
 
     def __init__(self, config: StoreConfig, clock: Callable[[], float]) -> None:
+        self.config = config
         # By teacher too: one set of weights under two ids has the same handles.
         self._store = ExpiringStore[tuple[str, str], Conditioning](config, clock)
 
@@ -40,6 +41,9 @@ class ConditioningStore:
         # What replicas keep goes by this name: tenants with the same prompt share nothing there.
         name = f"{tenant}/{handle}" if tenant else handle
         return self._store.put((teacher, handle), Conditioning(name, tensors), size, tenant)
+
+    def counts(self) -> StoreCounts:
+        return self._store.counts()
 
 
 def source_handles(teacher_digest: str, source: Source) -> list[str]:

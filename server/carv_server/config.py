@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from carv import DEFAULT_MAX_MESSAGE_BYTES
 from carv_server.history import HistoryConfig
 from carv_server.latents import DEFAULT_LATENT_STORE
+from carv_server.observability.config import MetricsConfig, TracingConfig
 from carv_server.replicas.ray_config import RayConfig
 from carv_server.request import RequestLimits
 from carv_server.scheduling.config import SchedulerConfig
@@ -43,6 +44,7 @@ class ServerConfig:
         tenancy: None: callers need no credentials.
         store: bounds of the conditionings kept, over all teachers.
         latents: bounds of the latents kept for each teacher.
+        metrics, tracing: what operators see, and where.
     """
 
     address: str = "127.0.0.1:50051"
@@ -65,3 +67,5 @@ class ServerConfig:
     latents: StoreConfig = DEFAULT_LATENT_STORE
     history: HistoryConfig = field(default_factory=HistoryConfig)
     limits: RequestLimits = field(default_factory=RequestLimits)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)

@@ -7,6 +7,7 @@ from typing import cast
 
 from carv_server.config import ServerConfig
 from carv_server.history import HistoryConfig
+from carv_server.observability.config import MetricsConfig, TracingConfig
 from carv_server.replicas.autoscale import ScalePolicy
 from carv_server.replicas.ray_config import RayConfig
 from carv_server.request import RequestLimits
@@ -39,6 +40,10 @@ def server_config(settings: Settings) -> ServerConfig:
         drain_seconds=settings.number("server.drain_seconds"),
         ray=_ray(settings) if settings.text("server.replicas") == "ray" else None,
         tls=_tls(settings),
+        metrics=MetricsConfig(settings.text("metrics.address")),
+        tracing=TracingConfig(
+            settings.text("tracing.endpoint"), settings.number("tracing.sample_ratio")
+        ),
         tenancy=_tenancy(settings),
         scheduler=SchedulerConfig(
             evaluation_budget=budget or SchedulerConfig.evaluation_budget,

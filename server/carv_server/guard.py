@@ -34,10 +34,15 @@ _Handler = Any  # grpc.RpcMethodHandler, whose four behaviours have no common ty
 
 class Guard(grpc.aio.ServerInterceptor):
     """Finds the credential of each call, in a few microseconds, and puts it in
-    ``current_credential``; without one the call ends with UNAUTHENTICATED."""
+    ``current_credential``; without one the call ends with UNAUTHENTICATED.
 
-    def __init__(self, tenancy: Tenancy) -> None:
+    Args:
+        observe: told the method, as /package.Service/Method, of each call that is denied.
+    """
+
+    def __init__(self, tenancy: Tenancy, observe: Callable[[str], None]) -> None:
         self._tenancy = tenancy
+        self._observe = observe
         # By handler, which it keeps alive: one for each method that is registered.
         self._guarded: dict[int, tuple[_Handler, _Handler]] = {}
         self._denied = 0
@@ -54,10 +59,10 @@ class Guard(grpc.aio.ServerInterceptor):
             return handler
         found = self._guarded.get(id(handler))
         if found is None:
-            found = self._guarded[id(handler)] = (handler, self._wrapped(handler))
+            found = self._guarded[id(handler)] = (handler, self._wrapped(handler, method))
         return found[1]
 
-    def _wrapped(self, handler: _Handler) -> _Handler:
+    def _wrapped(self, handler: _Handler, method: str) -> _Handler:
         """The same method behind the door. Replies of a stream are written, whether the handler
         writes or yields them."""
         inner = (
@@ -69,14 +74,14 @@ class Guard(grpc.aio.ServerInterceptor):
         if inspect.isasyncgenfunction(inner):
 
             async def guarded(request: Any, context: Any) -> Any:
-                await self._enter(context)
+                await self._enter(context, method)
                 async for reply in inner(request, context):
                     await context.write(reply)
 
         elif inspect.iscoroutinefunction(inner):
 
             async def guarded(request: Any, context: Any) -> Any:
-                await self._enter(context)
+                await self._enter(context, method)
                 return await inner(request, context)
 
         else:
@@ -90,9 +95,10 @@ class Guard(grpc.aio.ServerInterceptor):
         make = cast(Any, names[handler.request_streaming, handler.response_streaming])
         return make(guarded, handler.request_deserializer, handler.response_serializer)
 
-    async def _enter(self, context: Any) -> None:
+    async def _enter(self, context: Any, method: str) -> None:
         credential = self._credential(context)
         if credential is None:
+            self._observe(method)
             self._note(context.peer())
             await abort(context, denied())
         current_credential.set(credential)

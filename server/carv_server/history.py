@@ -112,6 +112,11 @@ class DrawHistories:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def most(self) -> int:
+        """Histories that are kept at once."""
+        return self._config.max_histories
+
     def recall(self, key: HistoryKey, seed: int) -> Past | None:
         """What a request with this seed may be planned on; None where there is no past."""
         entry = self._entry(key)
@@ -126,6 +131,11 @@ class DrawHistories:
         """The past as of now, to be reported; ``recall`` is what draws are planned on."""
         entry = self._entries.get(key)
         return None if entry is None else self._past(entry, self._settled(entry))
+
+    def statistics(self, key: HistoryKey) -> DrawStatistics | None:
+        """What requests are planned on now, to be shown; nothing changes by looking."""
+        entry = self._entries.get(key)
+        return None if entry is None else entry.statistics
 
     def record(
         self, key: HistoryKey, seed: int | None, timesteps: Int64Array, residuals: Float64Array

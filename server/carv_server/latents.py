@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from carv.tensors import dtype_name
 from carv.v1 import tensor_pb2
-from carv_server.store import ExpiringStore, StoreConfig, content_handle
+from carv_server.store import ExpiringStore, StoreConfig, StoreCounts, content_handle
 
 __all__ = ["DEFAULT_LATENT_STORE", "LatentStore", "latents_handle"]
 
@@ -39,6 +39,9 @@ class LatentStore:
         """Keep float32 [R, *event_shape]; the wall-clock second at which it expires if not
         used."""
         return self._store.put(handle, latents, latents.nbytes, tenant)
+
+    def counts(self) -> StoreCounts:
+        return self._store.counts()
 
 
 def latents_handle(teacher_digest: str, message: tensor_pb2.Tensor) -> str:

@@ -93,6 +93,7 @@ class Scheduler:
             cancelled=tally.cancelled,
             refused=tally.refused,
             lost_microbatches=tally.lost_microbatches,
+            retried=tally.retried,
         )
 
     def start(self) -> None:
@@ -160,6 +161,8 @@ class Scheduler:
             raise
         finally:
             self._queue.discard(job)
+            if terms.trace is not None:
+                terms.trace.waited(now, job.started, self._clock())
             if alarm is not None:
                 alarm.cancel()
         self._tally.answered += 1

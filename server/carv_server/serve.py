@@ -26,12 +26,14 @@ from carv_server.history import DrawHistories
 from carv_server.host import settle_heap
 from carv_server.latents import LatentStore
 from carv_server.listeners import Listeners, channel_options
+from carv_server.observability.observability import Observability
+from carv_server.observability.watched import Quota
 from carv_server.pools import start_pools, waiting_seconds
 from carv_server.prepare import PreparedTeacher, as_prepared
 from carv_server.replicas.inprocess import InProcessReplica
-from carv_server.replicas.protocol import Encoder
+from carv_server.replicas.protocol import Encoder, Replica
 from carv_server.replicas.ray_pool import RayPool
-from carv_server.scheduler import Scheduler
+from carv_server.scheduler import Scheduler, SchedulerConfig
 from carv_server.service import ServedTeacher, TeacherService
 from carv_server.settings.tenants import load_tenants
 from carv_server.teachers.protocol import Teacher
@@ -76,6 +78,13 @@ class RunningServer:
             2 * max(1, len(teachers)), thread_name_prefix="staging"
         )
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="messages")
+        self.observability = Observability(
+            config.metrics,
+            config.tracing,
+            config.scheduler.tenant_weights,
+            self._quota,
+            clock=time.monotonic,
+        )
         self._served: dict[str, ServedTeacher] = {}
         self._cold: list[tuple[InProcessReplica, Sequence[int]]] = []
         for teacher_id, given in teachers.items():
@@ -84,16 +93,16 @@ class RunningServer:
             replica = InProcessReplica(teacher, self._device_thread, budget, self._staging_thread)
             self._cold.append((replica, prepared.warm_sizes))
             limits = replace(config.scheduler, evaluation_budget=budget)
-            scheduler = Scheduler([replica], limits, time.monotonic)
-            self._served[teacher_id] = self._serve(teacher_id, replica, scheduler)
+            self._served[teacher_id] = self._serve(teacher_id, replica, limits, [replica])
         self._pools = pools or {}
         for teacher_id, pool in self._pools.items():
             limits = replace(config.scheduler, evaluation_budget=pool.evaluation_budget)
-            scheduler = Scheduler([], limits, time.monotonic)
-            self._served[teacher_id] = self._serve(teacher_id, pool, scheduler)
+            self._served[teacher_id] = self._serve(teacher_id, pool, limits, [])
+        conditionings = ConditioningStore(config.store, time.time)
+        self.observability.watch_conditionings(conditionings)
         self._service = service = TeacherService(
             self._served,
-            ConditioningStore(config.store, time.time),
+            conditionings,
             config.limits,
             config.max_message_bytes,
             lambda: secrets.randbits(64),
@@ -105,24 +114,41 @@ class RunningServer:
             self._workers,
             time.monotonic,
             config.limits.max_stream_requests,
+            self.observability,
         )
         self._hurry = asyncio.Event()
         # The module gains its `aio` attribute at import, out of a type checker's sight.
         self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._server = grpc.aio.server(
             options=channel_options(config.max_message_bytes),
-            interceptors=() if self._tenancy is None else (Guard(self._tenancy),),
+            interceptors=()
+            if self._tenancy is None
+            else (Guard(self._tenancy, self.observability.denied),),
         )
         self._listeners = Listeners(self._server, self._health)
         self.address = self.health_address = ""
 
-    def _serve(self, teacher_id: str, encoder: Encoder, scheduler: Scheduler) -> ServedTeacher:
-        config = self._config
+    def _serve(
+        self,
+        teacher_id: str,
+        encoder: Encoder,
+        limits: SchedulerConfig,
+        replicas: Sequence[Replica],
+    ) -> ServedTeacher:
+        config, watchers = self._config, self.observability
+        observe = watchers.counts(teacher_id).on_microbatch
+        scheduler = Scheduler(replicas, limits, time.monotonic, observe)
         histories = DrawHistories(encoder.description.schedule, config.history)
         latents = LatentStore(config.latents, time.time)
         registered = [teacher for teacher in config.teachers if teacher.id == teacher_id]
-        limits = replace(config.limits, **(registered[0].limits if registered else {}))
-        return ServedTeacher(teacher_id, [encoder], scheduler, histories, latents, limits)
+        own = replace(config.limits, **(registered[0].limits if registered else {}))
+
+        def wanted() -> int:
+            pool = self._pools.get(teacher_id)
+            return 1 if pool is None else pool.target
+
+        watchers.watch(teacher_id, scheduler, limits, histories, latents, encoder, wanted)
+        return ServedTeacher(teacher_id, [encoder], scheduler, histories, latents, own)
 
     async def __aenter__(self) -> RunningServer:
         config = self._config
@@ -134,6 +160,7 @@ class RunningServer:
         self.address, self.health_address = self._listeners.addresses
         if config.tenancy is not None and config.tenancy.file is not None:
             self._listeners.watch(self._tenants_file(config.tenancy), config.tenancy.reload_seconds)
+        await self.observability.start()
         for teacher in self._served.values():
             teacher.scheduler.start()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -147,6 +174,7 @@ class RunningServer:
             await self.drain()
             raise
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self.observability.set_state(ready=True)
         return self
 
     def _tenants(self, served: set[str]) -> Tenancy | None:
@@ -158,6 +186,12 @@ class RunningServer:
             {teacher: allowed.get(teacher) for teacher in served},
             time.monotonic,
         )
+
+    def _quota(self, tenant: str) -> Quota | None:
+        found = None if self._tenancy is None else self._tenancy.tenants.get(tenant)
+        if found is None:
+            return None
+        return Quota(found.evaluations_per_second, found.evaluations_in_flight)
 
     def _tenants_file(self, tenancy: TenancyConfig) -> Watcher[tuple[Tenant, ...]]:
         file, served = tenancy.file, tuple(self._served)
@@ -173,6 +207,7 @@ class RunningServer:
     def _take_tenants(self, tenants: Sequence[Tenant]) -> None:
         assert self._tenancy is not None
         self._tenancy.replace(tenants)
+        self.observability.know_tenants(tenant.id for tenant in tenants)
         for teacher in self._served.values():
             teacher.scheduler.reweigh()
 
@@ -195,6 +230,7 @@ class RunningServer:
         ``hurry``, then stop; what is left is answered with DRAINING."""
         # Health first: load balancers turn away before calls are refused.
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.observability.set_state(ready=False, draining=True)
         self._front.drain()
         idle = asyncio.create_task(self._front.wait_idle())
         hurry = asyncio.create_task(self._hurry.wait())
@@ -210,6 +246,7 @@ class RunningServer:
         for teacher in self._served.values():
             await teacher.scheduler.stop()
         await self._listeners.stop()
+        await self.observability.stop()
         self._device_thread.shutdown(wait=True, cancel_futures=True)
         self._staging_thread.shutdown(wait=True, cancel_futures=True)
         self._workers.shutdown(wait=True, cancel_futures=True)
@@ -261,6 +298,9 @@ async def serve_until_signalled(
                 if server.health_address:
                     _log.info("health alone, in plaintext, on %s", server.health_address)
                 _log.info("serving %s on %s", ", ".join([*teachers, *pools]), server.address)
+                if config.metrics.address:
+                    address = server.observability.metrics_address
+                    _log.info("metrics and status page on http://%s", address)
                 await signalled.wait()
     # gRPC's tasks end a little after its server; cut off by the loop's end they would log errors.
     rest = asyncio.all_tasks() - {asyncio.current_task()}

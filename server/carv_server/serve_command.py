@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
 from contextlib import ExitStack
 
+from carv_server.observability.config import LogConfig
 from carv_server.settings.arguments import add_arguments, given
 from carv_server.settings.mistakes import ConfigurationError
 from carv_server.settings.read import read_settings
@@ -40,13 +40,12 @@ def _run(arguments: argparse.Namespace) -> int:
         settings = read_settings(given(arguments), os.environ)
     except ConfigurationError as error:
         return _complain(str(error))
-    logging.basicConfig(
-        level=settings.text("log.level").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    from carv_server.observability.logs import configure_logging
+
+    configure_logging(LogConfig(settings.text("log.level"), settings.text("log.format")))
     # torch and diffusers take seconds to import: not before the settings are known good.
     from carv_server.configured import server_config
+    from carv_server.observability.http import ListenError
     from carv_server.pools import ray_pools
     from carv_server.prepare import load_teachers
     from carv_server.replicas.protocol import ReplicaStartError
@@ -64,6 +63,9 @@ def _run(arguments: argparse.Namespace) -> int:
             asyncio.run(serve_until_signalled(config, teachers, pools))
         except (ReplicaStartError, CertificateError) as error:
             return _complain(str(error))
+        except ListenError as error:
+            print(f"carv serve: {error}", file=sys.stderr)
+            return _EXIT_ADDRESS
         except RuntimeError as error:
             if "bind" not in str(error).lower():
                 raise

@@ -30,6 +30,7 @@ from carv_server.errors import RequestError, invalid
 from carv_server.estimate import estimate_gradient, predict_noise
 from carv_server.history import DrawHistories
 from carv_server.latents import LatentStore, latents_handle
+from carv_server.observability.notes import Sampled
 from carv_server.profile import profile_teacher
 from carv_server.refine.call import refine_gradient
 from carv_server.replicas.protocol import Conditioning, Encoder, ReplicaLost
@@ -165,6 +166,17 @@ class TeacherService:
                 checked, teacher.scheduler, teacher.histories, call.terms(request.priority)
             )
         spec, sampling, halves = checked.draws, estimate.sampling, estimate.half_estimates
+        draws = estimate.draws_spent
+        call.notes.spent(draws, estimate.evaluations, estimate.compute_seconds)
+        call.notes.sampled = Sampled(
+            checked.objective,
+            tuple([branch.use_reference for branch in checked.branches]),
+            spec.history if isinstance(spec, DrawSpec) else "",
+            sampling,
+            estimate.noise_variance,
+            estimate.effective_sample_size,
+            draws // len(checked.latents),
+        )
         reply = pb.EstimateGradientResponse(
             diagnostics=encode_diagnostics(estimate),
             teacher_digest=teacher.replicas[0].description.digest,
@@ -172,7 +184,7 @@ class TeacherService:
             sampling=encode_sampling(sampling, spec.draws, spec.history)
             if isinstance(spec, DrawSpec) and sampling is not None
             else None,
-            draws_spent=estimate.draws_spent,
+            draws_spent=draws,
             evaluations_spent=estimate.evaluations,
             timings=_timings(call, estimate.queue_seconds, estimate.compute_seconds),
             draw_table=encode_draws(estimate) if checked.return_draws else None,
@@ -187,6 +199,7 @@ class TeacherService:
         teacher = self._teacher(request.teacher, call)
         context = self._context(teacher, call.tenant)
         checked = await self._aside(lambda: check_refine(request, context))
+        call.notes.checked()
         refinement = refine_gradient(
             checked,
             teacher.scheduler,
@@ -196,6 +209,18 @@ class TeacherService:
         )
         async with aclosing(refinement) as means:
             async for refined in means:
+                call.notes.spent(
+                    refined.draws_spent, refined.evaluations_spent, refined.compute_seconds
+                )
+                call.notes.sampled = Sampled(
+                    checked.objective,
+                    tuple([branch.use_reference for branch in checked.branches]),
+                    checked.history,
+                    refined.sampling,
+                    refined.noise_variance,
+                    None,
+                    0,
+                )
                 yield encode_refined(
                     refined,
                     history=checked.history,
@@ -210,16 +235,18 @@ class TeacherService:
         teacher = self._teacher(request.teacher, call)
         context = self._context(teacher, call.tenant)
         checked = await self._checked(call, lambda: check_predict(request, context))
-        with call.charged(checked.plan.timesteps.size):
+        draws = checked.plan.timesteps.size
+        with call.charged(draws):
             prediction = await predict_noise(
                 checked, teacher.scheduler, call.terms(request.priority)
             )
+        call.notes.spent(draws, prediction.evaluations, prediction.compute_seconds)
         return pb.PredictNoiseResponse(
             noise_prediction=encode_tensor(prediction.noise),
             teacher_digest=teacher.replicas[0].description.digest,
             seed=checked.seed,
             evaluations_spent=prediction.evaluations,
-            draws_spent=checked.plan.timesteps.size,
+            draws_spent=draws,
             timings=_timings(call, prediction.queue_seconds, prediction.compute_seconds),
         )
 
@@ -229,6 +256,7 @@ class TeacherService:
         teacher = self._teacher(request.teacher, call)
         context = self._context(teacher, call.tenant)
         checked = await self._aside(lambda: check_profile(request, context))
+        call.notes.checked()
         description = teacher.replicas[0].description
         measuring = profile_teacher(
             checked,
@@ -241,8 +269,10 @@ class TeacherService:
             async for step in steps:
                 profile = None
                 if step.result is not None:
+                    measured = step.result
+                    call.notes.spent(measured.draws, measured.evaluations, 0.0)
                     profile = encode_profile(
-                        step.result,
+                        measured,
                         checked.objective,
                         evaluation_seconds=teacher.scheduler.evaluation_seconds,
                         digest=description.digest,
@@ -254,9 +284,8 @@ class TeacherService:
         access, known = call.access, self._teachers
         if access.teachers is not None:
             known = {name: found for name, found in known.items() if access.allows(name)}
-        if not teacher_id and known:
-            return next(iter(known.values()))
-        teacher = known.get(teacher_id)
+        first = next(iter(known), teacher_id)
+        teacher = known.get(teacher_id or first)
         if teacher is None:
             # A tenant that may not use all does not learn which others there are.
             own = access.teachers is not None
@@ -264,6 +293,7 @@ class TeacherService:
             message = f"{named}; known: {', '.join(known) or 'none'}"
             reason = Reason.TEACHER_NOT_ALLOWED if own else Reason.TEACHER_NOT_FOUND
             raise RequestError(reason, message, violations=[FieldViolation("teacher", message)])
+        call.notes.teacher = teacher.id
         return teacher
 
     def _encode(self, teacher: ServedTeacher, *, with_schedule: bool) -> teacher_pb2.Teacher:
@@ -327,7 +357,9 @@ class TeacherService:
         }
 
     async def _checked(self, call: Call, check: Callable[[], _Result]) -> _Result:
-        return check() if call.size <= SMALL_BYTES else await self._aside(check)
+        checked = check() if call.size <= SMALL_BYTES else await self._aside(check)
+        call.notes.checked()
+        return checked
 
     async def _aside(self, function: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._workers, function)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-__all__ = ["ExpiringStore", "StoreConfig", "content_handle"]
+__all__ = ["ExpiringStore", "StoreConfig", "StoreCounts", "content_handle"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -30,6 +30,24 @@ class StoreConfig:
     max_bytes: int = 1 << 30
     seconds_to_live: float = 3600.0
     owner_share: float = 1.0
+
+
+@dataclass(frozen=True)
+class StoreCounts:
+    """A store now, and totals since its start.
+
+    Attributes:
+        entries, size: kept, in number and bytes; what has expired unseen is among them.
+        hits, misses: look-ups.
+        expired, evicted: dropped for not being used, and for room.
+    """
+
+    entries: int
+    size: int
+    hits: int
+    misses: int
+    expired: int
+    evicted: int
 
 
 @dataclass
@@ -54,9 +72,12 @@ class _Shelf(Generic[K, V]):
     def remove_oldest(self) -> None:
         self.remove(next(iter(self.entries)))
 
-    def remove_expired(self, now: float) -> None:
+    def remove_expired(self, now: float) -> int:
+        """How many there were."""
+        before = len(self.entries)
         while self.entries and next(iter(self.entries.values())).expires <= now:
             self.remove_oldest()
+        return before - len(self.entries)
 
 
 class ExpiringStore(Generic[K, V]):
@@ -66,13 +87,15 @@ class ExpiringStore(Generic[K, V]):
     needed the owner that has most of it gives way.
 
     Args:
+        config: bounds.
         clock: wall-clock seconds, as clients are told them.
     """
 
     def __init__(self, config: StoreConfig, clock: Callable[[], float]) -> None:
-        self._config = config
+        self.config = config
         self._clock = clock
         self._shelves: dict[str, _Shelf[K, V]] = {}
+        self._hits = self._misses = self._expired = self._evicted = 0
         self._lock = threading.Lock()
 
     def get(self, key: K, owner: str = "") -> V | None:
@@ -81,12 +104,16 @@ class ExpiringStore(Generic[K, V]):
             shelf = self._shelves.get(owner)
             entry = None if shelf is None else shelf.entries.get(key)
             if shelf is None or entry is None:
+                self._misses += 1
                 return None
             now = self._clock()
             if entry.expires <= now:
                 shelf.remove(key)
+                self._expired += 1
+                self._misses += 1
                 return None
-            entry.expires = now + self._config.seconds_to_live
+            self._hits += 1
+            entry.expires = now + self.config.seconds_to_live
             shelf.entries.move_to_end(key)
             return entry.value
 
@@ -95,14 +122,14 @@ class ExpiringStore(Generic[K, V]):
 
         The newest is kept whatever its size.
         """
-        config = self._config
+        config = self.config
         with self._lock:
             shelf = self._shelves.setdefault(owner, _Shelf())
             if key in shelf.entries:
                 shelf.remove(key)
             now = self._clock()
             for name, other in list(self._shelves.items()):
-                other.remove_expired(now)
+                self._expired += other.remove_expired(now)
                 if not other.entries and other is not shelf:
                     del self._shelves[name]
             expires = now + config.seconds_to_live
@@ -114,6 +141,7 @@ class ExpiringStore(Generic[K, V]):
                 len(shelf.entries) > most or shelf.bytes > most_bytes
             ):
                 shelf.remove_oldest()
+                self._evicted += 1
             self._make_room(shelf)
             return expires
 
@@ -122,17 +150,31 @@ class ExpiringStore(Generic[K, V]):
         shelves = self._shelves.values()
         entries = sum(len(shelf.entries) for shelf in shelves)
         size = sum(shelf.bytes for shelf in shelves)
-        while entries > self._config.max_entries or size > self._config.max_bytes:
+        while entries > self.config.max_entries or size > self.config.max_bytes:
             others = [shelf for shelf in shelves if len(shelf.entries) > (shelf is newest)]
             if not others:
                 return
-            if size > self._config.max_bytes:
+            if size > self.config.max_bytes:
                 largest = max(others, key=lambda shelf: shelf.bytes)
             else:
                 largest = max(others, key=lambda shelf: len(shelf.entries))
             before = largest.bytes
             largest.remove_oldest()
+            self._evicted += 1
             entries, size = entries - 1, size - (before - largest.bytes)
+
+    def counts(self) -> StoreCounts:
+        """Of all owners together."""
+        with self._lock:
+            shelves = self._shelves.values()
+            return StoreCounts(
+                sum(len(shelf.entries) for shelf in shelves),
+                sum(shelf.bytes for shelf in shelves),
+                self._hits,
+                self._misses,
+                self._expired,
+                self._evicted,
+            )
 
 
 def content_handle(teacher_digest: str, kind: str, *parts: bytes) -> str:

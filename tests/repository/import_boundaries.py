@@ -30,6 +30,7 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),  # gathers the parts' own settings; no part reads it
     ("service",),
     ("encode",),
+    ("observability",),  # reads what is below, and is told by what is above
     ("validation", "refine", "profile", "request", "estimate", "conditioning", "latents", "store"),
     ("call",),
     ("scheduler",),
@@ -88,6 +89,26 @@ FORBIDDEN = (
             "carv_server.sampling",  # above
             "carv_server.bench.peers.scripts",  # programs in environments of their own
         ),
+    ),
+    Forbidden(
+        ("carv_server",),
+        frozenset({"opentelemetry"}),
+        "tracing is an extra, and one module speaks to it",
+        but=(
+            "carv_server.observability.tracing",
+            "carv_server.sampling",
+        ),
+    ),
+    Forbidden(
+        ("carv_server",),
+        frozenset({"prometheus_client"}),
+        "one package speaks to Prometheus",
+        but=("carv_server.observability", "carv_server.sampling"),
+    ),
+    Forbidden(
+        ("carv_server.observability",),
+        _TRANSPORT | _MODEL_LIBRARIES | {"torch"},
+        "what operators see is counted in plain numbers, of any transport and model",
     ),
     Forbidden(
         ("carv_server",),

@@ -162,10 +162,10 @@ def test_a_stream_ends_for_a_token_that_is_taken_out() -> None:
 
 def test_a_handler_that_would_run_beside_the_door_is_refused() -> None:
     """Breaks with: no check for handlers that gRPC would run in a thread."""
-    guard = Guard(Tenancy([], {}, lambda: 0.0))
+    guard = Guard(Tenancy([], {}, lambda: 0.0), lambda method: None)
 
     def blocking(request: Message, context: Any) -> Message:
         return request
 
     with pytest.raises(TypeError, match="not asynchronous"):
-        guard._wrapped(grpc.unary_unary_rpc_method_handler(blocking))
+        guard._wrapped(grpc.unary_unary_rpc_method_handler(blocking), "/a.B/C")

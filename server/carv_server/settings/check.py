@@ -6,6 +6,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+from carv_server.observability.config import MetricsConfig, TracingConfig, check_installed
 from carv_server.settings.addresses import is_public
 from carv_server.settings.mistakes import Mistakes
 from carv_server.settings.result import Settings
@@ -22,6 +23,7 @@ def check_whole(settings: Settings, mistakes: Mistakes) -> None:
     _check_tls(settings, mistakes)
     _check_addresses(settings, mistakes)
     _check_replicas(settings, mistakes)
+    _check_observability(settings, mistakes)
 
 
 def _check_tenants(settings: Settings, mistakes: Mistakes) -> None:
@@ -116,3 +118,18 @@ def _check_replicas(settings: Settings, mistakes: Mistakes) -> None:
             if teacher.device is not None:
                 where = f"teacher {teacher.id!r}.device"
                 mistakes.add(where, "Ray chooses the GPU; leave it out")
+
+
+def _check_observability(settings: Settings, mistakes: Mistakes) -> None:
+    try:
+        MetricsConfig(settings.text("metrics.address"))
+    except ValueError as error:
+        mistakes.add("metrics.address", str(error))
+    try:
+        check_installed(
+            TracingConfig(
+                settings.text("tracing.endpoint"), settings.number("tracing.sample_ratio")
+            )
+        )
+    except ValueError as error:
+        mistakes.add("tracing.endpoint", str(error))

@@ -264,7 +264,8 @@ SETTINGS: tuple[Setting, ...] = (
         "address",
         Text(),
         "",
-        "host:port that serves metrics and the status page over plain HTTP; empty: none",
+        "host:port for Prometheus, probes and the status page, over plain HTTP; port 0 takes a free "
+        "one; empty: none",
         "metrics_address",
     ),
     Setting(
@@ -272,7 +273,8 @@ SETTINGS: tuple[Setting, ...] = (
         "endpoint",
         Text(),
         "",
-        "OTLP/gRPC endpoint that traces are sent to; empty: none",
+        "OTLP/gRPC collector of traces: host:port or http://host:port in plaintext, "
+        "https://host:port by TLS; empty: none",
         "tracing_endpoint",
     ),
     Setting(

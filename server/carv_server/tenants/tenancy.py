@@ -56,7 +56,7 @@ class Tenancy:
         clock: monotonic seconds, for quotas.
 
     Attributes:
-        weights: by tenant; always the present ones.
+        tenants: by id; always the present ones, and so are ``weights``.
     """
 
     def __init__(
@@ -73,17 +73,19 @@ class Tenancy:
         self._known: dict[bytes, Credential] = {}  # no more than there are digests
         self._digests = np.empty((0, _WORDS), dtype=np.uint64)
         self._owners: Sequence[Credential] = ()
+        self.tenants: Mapping[str, Tenant] = {}
         self.weights = Weights()
         self.replace(tenants)
 
     def replace(self, tenants: Iterable[Tenant]) -> None:
         """Make these the tenants. Quotas keep what was used of them; what was taken out holds no
         longer, for calls in progress either."""
+        present = {tenant.id: tenant for tenant in tenants}
         quotas: dict[str, Quota] = {}
         tokens: dict[bytes, Credential] = {}
         spiffe_ids: dict[str, Credential] = {}
         weights: dict[str, float] = {}
-        for tenant in tenants:
+        for tenant in present.values():
             quota = self._quotas.get(tenant.id) or Quota(tenant.id, self._clock)
             quota.set(tenant.evaluations_per_second, tenant.evaluations_in_flight)
             quotas[tenant.id] = quota
@@ -100,7 +102,7 @@ class Tenancy:
             if name not in spiffe_ids:
                 credential.access = None
         self._quotas, self._by_token, self._by_spiffe_id = quotas, tokens, spiffe_ids
-        self.weights.now = weights
+        self.tenants, self.weights.now = present, weights
         self._known = {}
         self._owners = list(tokens.values())
         joined = b"".join(tokens)

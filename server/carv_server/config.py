@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from carv import DEFAULT_MAX_MESSAGE_BYTES
 from carv_server.history import HistoryConfig
 from carv_server.latents import DEFAULT_LATENT_STORE
-from carv_server.observability.config import MetricsConfig, TracingConfig
 from carv_server.replicas.ray_config import RayConfig
 from carv_server.request import RequestLimits
 from carv_server.scheduling.config import SchedulerConfig
+from carv_server.settings.observability import MetricsConfig, TracingConfig
 from carv_server.store import StoreConfig
 from carv_server.teachers.registration import EMBEDDED, TeacherRegistration
 from carv_server.tenants.tenancy import TenancyConfig

@@ -7,11 +7,11 @@ from typing import cast
 
 from carv_server.config import ServerConfig
 from carv_server.history import HistoryConfig
-from carv_server.observability.config import MetricsConfig, TracingConfig
 from carv_server.replicas.autoscale import ScalePolicy
 from carv_server.replicas.ray_config import RayConfig
 from carv_server.request import RequestLimits
 from carv_server.scheduling.config import SchedulerConfig
+from carv_server.settings.observability import MetricsConfig, TracingConfig
 from carv_server.settings.result import Settings
 from carv_server.store import StoreConfig
 from carv_server.tenants.tenancy import TenancyConfig

@@ -8,9 +8,9 @@ import os
 import sys
 from contextlib import ExitStack
 
-from carv_server.observability.config import LogConfig
 from carv_server.settings.arguments import add_arguments, given
 from carv_server.settings.mistakes import ConfigurationError
+from carv_server.settings.observability import LogConfig
 from carv_server.settings.read import read_settings
 
 __all__ = ["register"]

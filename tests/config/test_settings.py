@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -256,13 +257,21 @@ def test_teachers_of_flags_replace_those_of_the_file(tmp_path: Path) -> None:
     assert [t.id for t in _read("", tmp_path).teachers] == ["shapes"]
 
 
+def test_a_password_in_an_endpoint_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    """Breaks with: the whole endpoint in the message."""
+    content = '[tracing]\nendpoint = "http://name:secret@collector:4317"\n'
+    with pytest.raises(ConfigurationError, match=re.escape("tracing.endpoint")) as found:
+        _read(content, tmp_path)
+    assert "secret" not in str(found.value)
+
+
 def test_what_is_shown_is_toml_without_secrets_and_reads_as_it_was(tmp_path: Path) -> None:
-    """Breaks with: a digest of a token or a password of a URL in `show`."""
+    """Breaks with: a digest of a token in `show`."""
     content = f"""
 [limits]
 max_draws = 7
 [tracing]
-endpoint = "http://name:secret@collector:4317"
+endpoint = "http://collector:4317"
 [ray]
 gpus_per_replica = 0.5
 {TENANT}weight = 2.5
@@ -270,7 +279,7 @@ teachers = ["shapes"]
 """
     settings = _read(content, tmp_path, {"CARV_MAX_RENDERS": "9"})
     shown = show(settings)
-    assert DIGITS not in shown and "secret" not in shown
+    assert DIGITS not in shown
     assert f"max_draws = 7  # file {tmp_path / 'carv.toml'}" in shown
     assert "max_renders = 9  # variable CARV_MAX_RENDERS" in shown
     assert "max_evaluations = 16384  # default" in shown

@@ -18,10 +18,10 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 from prometheus_client.parser import text_string_to_metric_families
 
 from carv_server.config import ServerConfig
-from carv_server.observability.config import MetricsConfig, TracingConfig
 from carv_server.request import RequestLimits
 from carv_server.scheduler import SchedulerConfig
 from carv_server.serve import RunningServer
+from carv_server.settings.observability import MetricsConfig, TracingConfig
 from carv_server.teachers.protocol import Teacher
 
 __all__ = [

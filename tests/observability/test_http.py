@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from carv_server.config import ServerConfig
-from carv_server.observability.config import MetricsConfig
 from carv_server.observability.http import HttpServer, ListenError, Reply
 from carv_server.prepare import PreparedTeacher
 from carv_server.serve import RunningServer
+from carv_server.settings.observability import MetricsConfig
 from tests.observability.support import fetch, watched
 from tests.server.teachers import GatedTeacher, oracle_teacher
 from tests.server.wire import create_async, estimate_request, path

@@ -23,8 +23,8 @@ import torch
 from carv.v1 import conditioning_pb2
 from carv.v1 import teacher_service_pb2 as pb
 from carv_server.observability.access_log import AccessLog
-from carv_server.observability.config import LogConfig
 from carv_server.observability.logs import FIELDS, configure_logging, formatter
+from carv_server.settings.observability import LogConfig
 from carv_server.teachers.protocol import Tensors
 from tests.observability.support import settled, watched
 from tests.server.streamed import Stream, details_of

@@ -18,13 +18,13 @@ from prometheus_client.openmetrics.parser import (
 )
 
 from carv.errors import STATUS_CODES
-from carv_server.observability.config import LogConfig, MetricsConfig, TracingConfig
 from carv_server.observability.families import FAMILIES
 from carv_server.observability.histogram import Histogram
 from carv_server.observability.labels import CODES, METHODS, TenantLabels, method_label
 from carv_server.observability.logs import FIELDS
 from carv_server.observability.observability import Observability
 from carv_server.scheduler import SchedulerConfig
+from carv_server.settings.observability import LogConfig, MetricsConfig, TracingConfig
 from tests.observability.support import fetch, scrape, watched
 from tests.server.teachers import oracle_teacher
 from tests.server.wire import create_async, estimate_request, path
@@ -177,11 +177,11 @@ def test_gauges_of_a_queue_and_of_what_is_known() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: MetricsConfig("9464"), "metrics.address is '9464'; it must be host:port"),
-        (lambda: MetricsConfig("127.0.0.1:99999"), "metrics.address"),
-        (lambda: MetricsConfig("127.0.0.1:9464/metrics"), "metrics.address"),
-        (lambda: TracingConfig("collector"), "tracing.endpoint is 'collector'"),
-        (lambda: TracingConfig("ftp://collector:4317"), "tracing.endpoint"),
+        (lambda: MetricsConfig("9464"), "'9464' must be host:port"),
+        (lambda: MetricsConfig("127.0.0.1:99999"), "must be host:port"),
+        (lambda: MetricsConfig("127.0.0.1:9464/metrics"), "must be host:port"),
+        (lambda: TracingConfig("collector"), "'collector' must be host:port"),
+        (lambda: TracingConfig("ftp://collector:4317"), "must be host:port"),
         (lambda: TracingConfig("collector:4317", 1.5), "tracing.sample_ratio is 1.5"),
         (lambda: TracingConfig("", float("nan")), "tracing.sample_ratio is nan"),
         (lambda: LogConfig("loud"), "log.level is 'loud'"),

@@ -23,11 +23,11 @@ from carv.v1 import conditioning_pb2
 from carv.v1 import teacher_service_pb2 as pb
 from carv_client import TeacherClient
 from carv_client._trace_context import with_trace_context
-from carv_server.observability.config import TracingConfig, check_installed
 from carv_server.observability.notes import CallNotes
 from carv_server.observability.tracing import Tracing
 from carv_server.scheduling.terms import Terms
 from carv_server.scheduling.trace import Part, WorkTrace, note_run
+from carv_server.settings.observability import TracingConfig, check_installed
 from tests.observability.support import Collector, attributes, collector, settled, watched
 from tests.server.streamed import Stream
 from tests.server.teachers import GatedTeacher, oracle_teacher, waiting
@@ -316,7 +316,7 @@ def test_a_long_request_has_so_many_spans_and_no_more() -> None:
 
 
 def test_without_the_extra_an_endpoint_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("carv_server.observability.config.find_spec", lambda name: None)
+    monkeypatch.setattr("carv_server.settings.observability.find_spec", lambda name: None)
     check_installed(TracingConfig())
     with pytest.raises(ValueError, match=r"carv\[tracing\]"):
         check_installed(TracingConfig("127.0.0.1:4317"))

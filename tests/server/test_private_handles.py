@@ -40,10 +40,11 @@ class Counting(Wrapped):
 
 
 async def _fails(channel: grpc.aio.Channel, method: str, request, of: str) -> bytes:
-    """The whole status of a call that fails."""
+    """The whole status of a call that fails; both calls bear one name, which it repeats."""
     call = channel.unary_unary(path(method))
+    metadata = (*bearer(of), ("x-request-id", "one"))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call(request.SerializeToString(), metadata=bearer(of), timeout=10)
+        await call(request.SerializeToString(), metadata=metadata, timeout=10)
     failure = failure_of(caught.value)
     assert failure.code is grpc.StatusCode.NOT_FOUND
     details: dict[str, Any] = dict(caught.value.trailing_metadata() or ())

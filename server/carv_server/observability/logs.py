@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
-from carv_server.observability.config import LogConfig
+from carv_server.settings.observability import LogConfig
 
 __all__ = ["CURRENT_CALL", "FIELDS", "CallIdentity", "configure_logging", "formatter"]
 

@@ -19,7 +19,6 @@ from carv_server.history import DrawHistories
 from carv_server.observability.access_log import AccessLog
 from carv_server.observability.call import Metadata, ObservedCall, Observers
 from carv_server.observability.collector import ServerCollector, ServerFacts
-from carv_server.observability.config import MetricsConfig, TracingConfig, check_installed
 from carv_server.observability.counts import RequestCounts, TeacherCounts
 from carv_server.observability.http import HttpServer, Page, Reply
 from carv_server.observability.labels import OTHER, STREAM_REQUEST, TenantLabels, method_label
@@ -29,6 +28,7 @@ from carv_server.observability.status_view import StatusView, status_view, total
 from carv_server.observability.watched import Encoder, Quota, Store, WatchedTeacher
 from carv_server.scheduler import Scheduler
 from carv_server.scheduling.config import SchedulerConfig
+from carv_server.settings.observability import MetricsConfig, TracingConfig, check_installed
 
 if TYPE_CHECKING:
     from carv_server.observability.tracing import Tracing

@@ -38,10 +38,10 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from carv_server.observability.config import TracingConfig
 from carv_server.observability.labels import CODES
 from carv_server.observability.notes import CallNotes, CallTrace
 from carv_server.scheduling.trace import MicrobatchRun, WorkTrace
+from carv_server.settings.observability import TracingConfig
 
 __all__ = ["Tracing", "open_tracing"]
 

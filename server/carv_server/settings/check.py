@@ -6,9 +6,9 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from carv_server.observability.config import MetricsConfig, TracingConfig, check_installed
 from carv_server.settings.addresses import is_public
 from carv_server.settings.mistakes import Mistakes
+from carv_server.settings.observability import MetricsConfig, TracingConfig, check_installed
 from carv_server.settings.result import Settings
 from carv_server.settings.table import PUBLIC_WORDS
 from carv_server.settings.teachers import check_teachers

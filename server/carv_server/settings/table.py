@@ -264,8 +264,8 @@ SETTINGS: tuple[Setting, ...] = (
         "address",
         Text(),
         "",
-        "host:port for Prometheus, probes and the status page, over plain HTTP; port 0 takes a free "
-        "one; empty: none",
+        "host:port for Prometheus, probes and the status page, over plain HTTP; port 0 takes a "
+        "free one; empty: none",
         "metrics_address",
     ),
     Setting(

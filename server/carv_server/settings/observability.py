@@ -62,8 +62,9 @@ class TracingConfig:
             scheme, separator, _ = self.endpoint.partition("://")
             url = self.endpoint if separator else f"//{self.endpoint}"
             if _port_of(url) is None or (separator and scheme not in ("http", "https")):
+                # Not what stands before an @, which may be a password.
                 raise ValueError(
-                    f"{self.endpoint!r} must be host:port, "
+                    f"{self.endpoint.rpartition('@')[2]!r} must be host:port, "
                     'http://host:port or https://host:port, or "" for no traces'
                 )
         if not 0.0 <= self.sample_ratio <= 1.0:

@@ -32,7 +32,9 @@ ROOT = Path(__file__).resolve().parents[2]
 _SERVER = "deploy/docker/server-cpu.Dockerfile"
 _CLIENT = "deploy/docker/client.Dockerfile"
 # The image listens beyond loopback (of its own network namespace here) and has no tenants.
-_WORDS = "CARV_PUBLIC_WITHOUT_CREDENTIALS"
+_WORDS = {
+    "CARV_PUBLIC_WITHOUT_CREDENTIALS": "anyone who reaches this address may use it",
+}
 _STOP_SECONDS = 32.0  # drain_seconds of the image's configuration, and two
 _INSIDE = "CARV_REHEARSAL_FOLDER"
 
@@ -113,7 +115,7 @@ def _start(built: Built, environment: dict[str, str]) -> tuple[subprocess.Popen[
     namespaces = ["unshare", "--pid", "--net", "--fork", "--kill-child"]
     namespaces += [f"--mount-proc={built.root}/proc"]
     up = ["sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
-    command = [*namespaces, *up, *built.confined(environment), *built.command()]
+    command = [*namespaces, *up, *built.confined(_WORDS | environment), *built.command()]
     print("rehearsal: start:", *built.command(), flush=True)
     process = subprocess.Popen(command)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

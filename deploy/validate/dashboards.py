@@ -57,15 +57,15 @@ def _place(panel: Any, title: str, taken: dict[tuple[int, int], str]) -> Iterato
 def _queries(panel: Any, title: str, variables: set[str]) -> Iterator[str]:
     if not panel.get("description"):
         yield f"{title}: has no description"
-    targets = panel.get("targets") or []
+    targets: list[Any] = panel.get("targets") or []
     if not targets:
         yield f"{title}: has no query"
     if len({target.get("refId") for target in targets}) != len(targets):
         yield f"{title}: queries share a refId"
     for target in targets:
-        expression = target.get("expr", "")
+        expression = str(target.get("expr", ""))
         used = {name for name in re.findall(r"\$\{?(\w+)", expression) if not name.startswith("__")}
-        used |= set(re.findall(r"\$\{(\w+)\}", target.get("datasource", {}).get("uid", "")))
+        used |= set(re.findall(r"\$\{(\w+)\}", str(target.get("datasource", {}).get("uid", ""))))
         for name in sorted(used - variables):
             yield f"{title}: there is no variable ${name}"
         if expression.count("(") != expression.count(")"):

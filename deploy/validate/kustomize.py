@@ -14,7 +14,7 @@ import yaml
 from deploy.validate import pods
 from deploy.validate.tools import run
 
-__all__ = ["VERSIONS", "build", "check", "check_resources"]
+__all__ = ["VERSIONS", "build", "check", "check_resources", "check_schema"]
 
 VERSIONS = ("1.29", "1.37")
 """The oldest and the newest Kubernetes that the manifests are written for."""
@@ -43,12 +43,13 @@ def check_resources(resources: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Schemas of each, and how they go together."""
     for resource in resources:
         name = f"{resource.get('kind')} {resource.get('metadata', {}).get('name')}"
-        for line in _schema(resource):
+        for line in check_schema(resource):
             yield f"{name}: {line}"
     yield from pods.check(resources)
 
 
-def _schema(resource: Mapping[str, Any]) -> Iterator[str]:
+def check_schema(resource: Mapping[str, Any]) -> Iterator[str]:
+    """One resource, by Kubernetes' schemas or one of ours."""
     version = str(resource.get("apiVersion", ""))
     kind = str(resource.get("kind", ""))
     own = _SCHEMAS / f"{kind.lower()}.json"
@@ -61,8 +62,9 @@ def _schema(resource: Mapping[str, Any]) -> Iterator[str]:
         for error in validator.iter_errors(resource):
             yield f"{'.'.join(map(str, error.absolute_path))}: {error.message}"
         for template in _templates(resource):
-            pod = {"apiVersion": "v1", "kind": "Pod", **template}
-            yield from _validate({**pod, "metadata": {"name": "x", **pod.get("metadata", {})}})
+            metadata = {"name": "pod", **template.get("metadata", {})}
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
+            yield from _validate({**pod, "spec": template.get("spec")})
         return
     yield from _validate(resource)
 

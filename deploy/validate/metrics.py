@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 
+from carv.errors import Reason
 from carv_server.observability.families import FAMILIES
 
 __all__ = ["check_expression", "known"]
@@ -29,6 +30,7 @@ _ANYWHERE = frozenset({"job", "instance", "namespace", "pod", "service"})
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _SELECTOR = re.compile(r"([A-Za-z_:][A-Za-z0-9_:]*)\s*\{([^}]*)\}")
 _MATCHER = re.compile(r"([A-Za-z_]\w*)\s*(?:=~|!~|!=|=)")
+_REASONS = re.compile(r'\breason\s*=~?\s*"([A-Z_|]*)"')
 _METRIC = re.compile(r"\b(carv_\w+|up|ALERTS)\b")
 
 
@@ -61,3 +63,7 @@ def check_expression(expression: str) -> Iterator[str]:
         for label in _MATCHER.findall(matchers):
             if name in names and label not in names[name] | _ANYWHERE:
                 yield f"{name} has no label {label}"
+    for reasons in _REASONS.findall(expression):
+        for reason in reasons.split("|"):
+            if reason not in set(Reason):
+                yield f"there is no reason {reason}"

@@ -2,7 +2,7 @@
 
     python -m deploy.docker.pin
 
-Asks pip what it would install for carv[ray], the largest of them, under the repository's own
+Asks pip what it would install for carv[ray,tracing], the largest of them, under the repository's own
 constraints.txt. Run it when the requirements change, or to move to newer versions.
 """
 
@@ -23,7 +23,7 @@ _HEADER = "# Every package of the images, exact. Written by: python -m deploy.do
 def main() -> int:
     """Exit code of pip."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
-    command += ["--quiet", "--report", "-", "--constraint", "constraints.txt", ".[ray]"]
+    command += ["--quiet", "--report", "-", "--constraint", "constraints.txt", ".[ray,tracing]"]
     result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if result.returncode == 0:
         found = [entry["metadata"] for entry in json.loads(result.stdout)["install"]]

@@ -5,8 +5,8 @@
 FROM python:3.11.14-slim-bookworm AS build
 # Where torch comes from: CPU wheels. Empty: wherever pip is set up to look.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# "ray" for an image that can be a node of a Ray cluster and its client.
-ARG EXTRA=server
+# "ray,tracing" for an image that can be a node of a Ray cluster and its client.
+ARG EXTRAS=server,tracing
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 RUN python -m venv /opt/carv
@@ -18,7 +18,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY proto proto
 COPY client client
 COPY server server
-RUN /opt/carv/bin/pip install --constraint constraints.txt ".[$EXTRA]"
+RUN /opt/carv/bin/pip install --constraint constraints.txt ".[$EXTRAS]"
 
 FROM python:3.11.14-slim-bookworm
 LABEL org.opencontainers.image.title="carv" \

@@ -88,9 +88,8 @@ def test_the_pins_are_what_the_project_asks_for() -> None:
             (line.split("==") for line in lines)}  # fmt: skip
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"]]
-    wanted += [
-        text for name in ("server", "ray") for text in project["optional-dependencies"][name]
-    ]
+    extras = project["optional-dependencies"]
+    wanted += [text for name in ("server", "ray", "tracing") for text in extras.get(name, ())]
     for requirement in map(Requirement, wanted):
         if requirement.name == "carv":
             continue

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -142,22 +144,38 @@ def test_a_kustomization_that_does_not_build_is_refused(tmp_path: Path) -> None:
         pytest.skip(f"{missing} is not installed")
 
 
-def test_components_go_together(built: dict[str, list[Any]], tmp_path: Path) -> None:
-    """What a team would deploy: GPUs, mTLS and scaling at once."""
-    tree = tmp_path / "deploy"
+def test_the_overlay_of_the_operations_page_builds(
+    built: dict[str, list[Any]], tmp_path: Path
+) -> None:
+    """What a team would deploy: GPUs, mTLS and scaling at once, with files of its own."""
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    head = "    # overlays/ours/kustomization.yaml\n"
+    block = page.partition(head)[2].partition("\n\n")[0]
     for part in ("kustomize", "grafana"):
-        shutil.copytree(ROOT / "deploy" / part, tree / part)
-    overlay = tree / "kustomize/overlays/all"
+        shutil.copytree(ROOT / "deploy" / part, tmp_path / part)
+    overlay = tmp_path / "kustomize/overlays/ours"
     overlay.mkdir()
-    names = ", ".join(f"../../components/{name}" for name in ("gpu", "mtls", "keda"))
-    text = f"resources: [../../base]\ncomponents: [{names}]\n"
-    (overlay / "kustomization.yaml").write_text(text, encoding="utf-8")
+    (overlay / "kustomization.yaml").write_text(textwrap.dedent(block), encoding="utf-8")
+    base = ROOT / "deploy/kustomize/base"
+    config = (base / "carv.toml").read_text(encoding="utf-8").replace("= 30", "= 31")
+    (overlay / "carv.toml").write_text(config, encoding="utf-8")
+    tenants = '[[tenants]]\nid = "x"\nspiffe_ids = ["spiffe://example.org/x"]\n'
+    (overlay / "tenants.toml").write_text(tenants, encoding="utf-8")
+
     assert list(kustomize.check(overlay)) == []
     resources = list(kustomize.build(overlay))
     deployment = _resource(resources, "Deployment")
-    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    assert "replicas" not in deployment["spec"]
+    pod = deployment["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert container["image"] == "registry.example.org/carv:0.1.0-cuda"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     variables = {variable["name"]: variable["value"] for variable in container["env"]}
     assert variables["CARV_DEVICE"] == "cuda"
     assert variables["CARV_TLS_CERTIFICATE"] == "/etc/carv/tls/tls.crt"
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert "replicas" not in deployment["spec"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    name = volumes["config"]["configMap"]["name"]
+    assert _resource(resources, f"ConfigMap/{name}")["data"]["carv.toml"] == config
+    secret = _resource(resources, f"Secret/{volumes['tenants']['secret']['secretName']}")
+    assert base64.b64decode(secret["data"]["tenants.toml"]).decode() == tenants
+    assert secret["metadata"]["name"] == "carv-tenants", "no hash: pods take a change as it comes"

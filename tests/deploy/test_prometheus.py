@@ -109,7 +109,7 @@ class Flood:
 
 @pytest.fixture(scope="module")
 def flood(server: ServerProcess, prometheus: PrometheusProcess) -> Flood:
-    assert prometheus.firing() == set()
+    prometheus.wait("quiet", 10, lambda: prometheus.firing() == set())
 
     async def watched() -> Flood:
         begun = time.time()

@@ -2,8 +2,8 @@
 
     python -m deploy.docker.pin
 
-Asks pip what it would install for carv[ray,tracing], the largest of them, under the repository's own
-constraints.txt. Run it when the requirements change, or to move to newer versions.
+Asks pip what it would install for carv[ray,tracing], the largest of them, under the repository's
+own constraints.txt. Run it when the requirements change, or to move to newer versions.
 """
 
 from __future__ import annotations

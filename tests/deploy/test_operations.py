@@ -41,7 +41,9 @@ def script() -> str:
     text = re.sub(fails, r"code=0; \1 || code=$?; [ $code -eq \2 ]", text, flags=re.MULTILINE)
     for port in ("50051", "50052", "9464"):
         text = text.replace(port, str(free_port()))
-    return f"set -euo pipefail\numask 077\n{text}\nwait %1\necho stopped with $?\n"
+    # Where a command fails the server ends too; it would hold the output open.
+    trap = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT"
+    return f"set -euo pipefail\numask 077\n{trap}\n{text}\nwait %1\necho stopped with $?\n"
 
 
 @pytest.mark.slow

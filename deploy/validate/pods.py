@@ -88,8 +88,11 @@ def _server(pod: Resource, by_kind: Mapping[str, Sequence[Resource]]) -> Iterato
     for mount in mounts:
         if "emptyDir" not in volumes[mount["name"]]:
             yield f"{mount['mountPath']} must be read-only"
-    if variables.get("CARV_REPLICAS") == "ray" and "RAY_AUTH_TOKEN" not in variables:
-        yield "the Ray cluster needs its token"
+    if variables.get("CARV_REPLICAS") == "ray":
+        if "RAY_AUTH_TOKEN" not in variables:
+            yield "server: the Ray cluster needs RAY_AUTH_TOKEN"
+        if pod.get("shareProcessNamespace") is not True:
+            yield "shareProcessNamespace must be true: else Ray finds no raylet on this node"
 
 
 def _configuration(by_kind: Mapping[str, Sequence[Resource]]) -> dict[str, Any]:

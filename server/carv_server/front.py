@@ -25,7 +25,7 @@ from carv_server.observability.call import ObservedCall
 from carv_server.observability.observability import Observability
 from carv_server.service import Call, TeacherService
 from carv_server.statuses import Context, abort, as_request_error
-from carv_server.tenants.access import current_access
+from carv_server.tenants.access import current_access, current_credential
 
 __all__ = ["Front"]
 
@@ -166,7 +166,10 @@ class Front:
     @asynccontextmanager
     async def _observed(self, method: str, context: Context) -> AsyncIterator[ObservedCall]:
         """Around a call: end it with the status of what it raises, and tell who watches."""
-        observed = self._observability.begin(method, "", context.invocation_metadata)
+        credential = current_credential.get()
+        access = None if credential is None else credential.access
+        tenant = "" if access is None else access.tenant
+        observed = self._observability.begin(method, tenant, context.invocation_metadata)
         try:
             yield observed
             observed.succeeded()

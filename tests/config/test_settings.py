@@ -192,6 +192,7 @@ TENANT = f'[[tenants]]\nid = "t"\ntoken_sha256 = ["{DIGITS}"]\n'
         ("[ray]\nmin_replicas = 3\nmax_replicas = 2", "must be min_replicas or more"),
         ('[server]\nreplicas = "ray"\ncompile = true', 'is for replicas = "in-process"'),
         (f"{TENANT}{TENANT}", "tenant id 't' is there twice"),
+        ('[[tenants]]\nid = "other"\n', "tenants[0].id: 'other' stands for callers without"),
         (TENANT + TENANT.replace('"t"', '"u"'), "one of them is that of tenant 't' too"),
         (f'tenants_file = "x"\n{TENANT}', "set either these or tenants_file"),
         ('tenants_file = "x"', "x: cannot be read"),

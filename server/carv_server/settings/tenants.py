@@ -10,7 +10,7 @@ from typing import cast
 from carv_server.settings.kinds import Kind, Number
 from carv_server.settings.mistakes import Mistakes, Reader, Table, as_tables
 from carv_server.settings.names import digest, each, identifier, spiffe_id
-from carv_server.tenants.tenant import Tenant
+from carv_server.tenants.tenant import RESERVED_IDS, Tenant
 
 __all__ = ["load_tenants", "read_tenants", "read_toml"]
 
@@ -105,6 +105,11 @@ def _tenant(table: Table, where: str, mistakes: Mistakes) -> Tenant | None:
     reader = Reader(table, where, mistakes)
     if "id" not in table:
         mistakes.add(f"{where}.id", "must be set")
+    elif table["id"] in RESERVED_IDS:
+        mistakes.add(
+            f"{where}.id",
+            f"{table['id']!r} stands for callers without a tenant in metrics; choose another",
+        )
     tenant_id = reader.take("id", identifier, "")
     teachers = reader.take("teachers", each(identifier), None)
     in_flight = _number(reader, "evaluations_in_flight", _IN_FLIGHT)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Tenant"]
+__all__ = ["RESERVED_IDS", "Tenant"]
+
+RESERVED_IDS = frozenset({"none", "other"})
+"""What metrics and logs call callers without a tenant, and those that the configuration does not
+name."""
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def test_each_tenants_own() -> None:
                 await ask(b"\xff", metadata=bearer("farm"))
             for stranger in ((), bearer("zoo")):
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await ask(data, metadata=stranger)
+                    await ask(b"", metadata=stranger)
                 assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
             samples = await settled(server)
 

@@ -263,9 +263,9 @@ def test_lost_spans_are_counted_and_fail_no_request() -> None:
 def test_the_buffer_is_bounded_and_what_does_not_fit_is_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("carv_server.observability.tracing._MOST_SPANS", 8)
-    monkeypatch.setattr("carv_server.observability.tracing._BATCH_SPANS", 8)
-    monkeypatch.setattr("carv_server.observability.tracing._EXPORT_EVERY_MS", 60_000)
+    monkeypatch.setattr("carv_server.observability.span_buffer._MOST_SPANS", 8)
+    monkeypatch.setattr("carv_server.observability.span_buffer._BATCH_SPANS", 8)
+    monkeypatch.setattr("carv_server.observability.span_buffer._EXPORT_EVERY_MS", 60_000)
 
     async def main() -> None:
         exporter = InMemorySpanExporter()

@@ -93,9 +93,10 @@ FORBIDDEN = (
     Forbidden(
         ("carv_server",),
         frozenset({"opentelemetry"}),
-        "tracing is an extra, and one module speaks to it",
+        "tracing is an extra, and two modules speak to it",
         but=(
             "carv_server.observability.tracing",
+            "carv_server.observability.span_buffer",
             "carv_server.sampling",
         ),
     ),

@@ -1,4 +1,4 @@
-"""Traces over a request's whole walk, by OpenTelemetry: this module alone imports it.
+"""Traces over a request's whole walk, by OpenTelemetry.
 
     EstimateGradient                     the request, arrival to end; child of the caller's span
       check                              parse and check, to the moment that all is known good
@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace import Span as SdkSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import (
     Link,
@@ -40,19 +38,14 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from carv_server.observability.labels import CODES
 from carv_server.observability.notes import CallNotes, CallTrace
+from carv_server.observability.span_buffer import SpanBuffer
 from carv_server.scheduling.trace import MicrobatchRun, WorkTrace
 from carv_server.settings.observability import TracingConfig
 
 __all__ = ["Tracing", "open_tracing"]
 
-_log = logging.getLogger(__name__)
-
 _SERVICE = "carv.v1.TeacherService"
-_MOST_SPANS = 4096
-_BATCH_SPANS = 512
-_EXPORT_EVERY_MS = 1000
 _EXPORT_SECONDS = 5.0
-_COMPLAIN_EVERY_SECONDS = 60.0
 _MOST_HEADER_CHARACTERS = 512
 _FAULTS = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
@@ -97,7 +90,7 @@ class Tracing:
         instance: str = "",
     ) -> None:
         self._clock = clock
-        self._buffer = _Buffer(exporter)
+        self._buffer = SpanBuffer(exporter)
         attributes = {"service.name": "carv", "service.version": version}
         if instance:
             attributes["service.instance.id"] = instance
@@ -257,77 +250,3 @@ class _Trace:
 
     def _queue(self, reading: float) -> int:
         return self._queue_to_wall + int(reading * 1e9)
-
-
-class _Buffer(SpanProcessor):
-    """OpenTelemetry's batching, with a bound in front of it that counts what it turns away.
-
-    Spans end on one thread and leave on another, each of which writes counters of its own.
-    """
-
-    def __init__(self, exporter: SpanExporter) -> None:
-        self._admitted = 0
-        self._refused = 0
-        self._exporter = _Counted(exporter)
-        self._batches = BatchSpanProcessor(
-            self._exporter,
-            max_queue_size=_MOST_SPANS,
-            schedule_delay_millis=_EXPORT_EVERY_MS,
-            max_export_batch_size=_BATCH_SPANS,
-        )
-
-    @property
-    def exported(self) -> int:
-        return self._exporter.exported
-
-    @property
-    def dropped(self) -> int:
-        return self._refused + self._exporter.failed
-
-    def on_start(self, span: SdkSpan, parent_context: Context | None = None) -> None:
-        pass
-
-    def on_end(self, span: ReadableSpan) -> None:
-        exporter = self._exporter
-        if self._admitted - exporter.exported - exporter.failed >= _MOST_SPANS:
-            self._refused += 1
-            return
-        self._admitted += 1
-        self._batches.on_end(span)
-
-    def shutdown(self) -> None:
-        self._batches.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30000) -> bool:
-        return self._batches.force_flush(timeout_millis)
-
-
-class _Counted(SpanExporter):
-    def __init__(self, inner: SpanExporter) -> None:
-        self._inner = inner
-        self._complained = -math.inf
-        self.exported = self.failed = 0
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = SpanExportResult.FAILURE
-        try:
-            result = self._inner.export(spans)
-        finally:
-            if result is SpanExportResult.SUCCESS:
-                self.exported += len(spans)
-            else:
-                self.failed += len(spans)
-                self._complain()
-        return result
-
-    def _complain(self) -> None:
-        now = time.monotonic()
-        if now - self._complained >= _COMPLAIN_EVERY_SECONDS:
-            self._complained = now
-            _log.warning("the collector took no spans; %d are lost so far", self.failed)
-
-    def shutdown(self) -> None:
-        self._inner.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30000) -> bool:
-        return self._inner.force_flush(timeout_millis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -16,7 +17,8 @@ _MAX_BYTES = 256 << 20
 
 
 class ConditioningCache:
-    """The conditionings used last, by handle, which stands for one content. One thread's.
+    """The conditionings used last, by handle, which stands for one content. Safe to use from
+    several threads, but on CUDA from one stream.
 
     Args:
         max_bytes: of the device's memory; one conditioning above it is kept until the next.
@@ -27,11 +29,13 @@ class ConditioningCache:
         self._max_bytes = max_bytes
         self._rows: OrderedDict[str, Tensors] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()
 
     def table(self, conditionings: Sequence[Conditioning]) -> Tensors:
         """One row for each, on the device: [len(conditionings), *row shape] by name."""
-        rows = [self._row(conditioning) for conditioning in conditionings]
-        self._evict()
+        with self._lock:
+            rows = [self._row(conditioning) for conditioning in conditionings]
+            self._evict()
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _row(self, conditioning: Conditioning) -> Tensors:

@@ -23,7 +23,7 @@ from carv_server.replicas.staging import Staged, stage
 from carv_server.sampling.finite import all_finite
 from carv_server.sampling.group_sums import DrawLabels, reduce_works
 from carv_server.sampling.noise import draw_noise
-from carv_server.teachers.protocol import Teacher
+from carv_server.teachers.protocol import Teacher, Tensors
 
 __all__ = ["Forward", "Inputs", "evaluate"]
 
@@ -47,11 +47,13 @@ class Inputs:
     Attributes:
         noise: eps of every draw, float32 [n, *event_shape]; None where no draw has any use for it.
         z_t: float32 [m, *event_shape], by row.
+        conditioning: by row, [m, *row shape] by name; None leaves it to ``Forward.predict``.
     """
 
     staged: Staged
     noise: torch.Tensor | None
     z_t: torch.Tensor
+    conditioning: Tensors | None = None
 
 
 class Forward:
@@ -69,8 +71,8 @@ class Forward:
         self.teacher = teacher
         self.limit = RowLimit(max_rows)
         self._cache = ConditioningCache(teacher.device)
-        on_cuda = teacher.device.type == "cuda"
-        self._copies = torch.cuda.Stream(teacher.device) if on_cuda else None
+        self._on_cuda = teacher.device.type == "cuda"
+        self._copies = torch.cuda.Stream(teacher.device) if self._on_cuda else None
 
     def evaluate(self, works: Sequence[Work]) -> list[WorkResult]:
         """Evaluate works of any requests in one microbatch.
@@ -92,24 +94,34 @@ class Forward:
 
     @torch.inference_mode()
     def inputs(self, staged: Staged) -> Inputs:
-        """Noise, and z_t of every row."""
+        """Noise, and z_t and conditioning of every row."""
         if staged.ready is not None:
             self._await_transfers(staged)
         noise = self._noise(staged)
-        return Inputs(staged, noise, self._teacher_inputs(staged, noise))
+        z_t = self._teacher_inputs(staged, noise)
+        if self._on_cuda:
+            # Its cache is the forward's stream's alone, and gathering there costs one launch.
+            return Inputs(staged, noise, z_t)
+        table = self._cache.table(staged.conditionings)
+        slots = staged.values["row_conditionings"]
+        return Inputs(staged, noise, z_t, {name: rows[slots] for name, rows in table.items()})
 
     @torch.inference_mode()
     def predict(self, inputs: Inputs) -> torch.Tensor:
         """eps_hat of every row, float32 [m, *event_shape]."""
-        v, z = inputs.staged.values, inputs.z_t
-        table = self._cache.table(inputs.staged.conditionings)
+        v, z, conditioning = inputs.staged.values, inputs.z_t, inputs.conditioning
+        if conditioning is None:
+            table = self._cache.table(inputs.staged.conditionings)
+            slots = v["row_conditionings"]
+            conditioning = {name: rows[slots] for name, rows in table.items()}
 
         def forward(rows: slice) -> torch.Tensor:
-            slots = v["row_conditionings"][rows]
+            if rows == slice(0, len(z)):
+                return self.teacher.predict_noise(z, v["row_timesteps"], conditioning)
             return self.teacher.predict_noise(
                 z[rows],
                 v["row_timesteps"][rows],
-                {name: tensor[slots] for name, tensor in table.items()},
+                {name: tensor[rows] for name, tensor in conditioning.items()},
             )
 
         return self.limit.run(forward, len(z))

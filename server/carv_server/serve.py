@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from carv_server.conditioning import ConditioningStore
 from carv_server.config import ServerConfig
+from carv_server.ending import shut_down
 from carv_server.front import Front
 from carv_server.history import DrawHistories
 from carv_server.host import settle_heap
@@ -42,6 +43,10 @@ _WORKERS = 2
 _HARD_LIMIT_FACTOR = 2
 _MAX_METADATA_BYTES = 64 * 1024
 _LAST_TASKS_SECONDS = 1.0
+# All calls but health Watches have ended by then, or are told that the server is draining.
+_STOP_SECONDS = 0.5
+# For a forward that nobody waits for any more; it cannot be interrupted.
+_LAST_FORWARD_SECONDS = 2.0
 
 
 class RunningServer:
@@ -53,6 +58,8 @@ class RunningServer:
 
     Attributes:
         address: host:port that it listens on.
+        stuck: whether a forward still ran when the server had stopped; interpreters wait for
+            such a thread before they end.
     """
 
     def __init__(
@@ -101,6 +108,7 @@ class RunningServer:
         self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._server = grpc.aio.server(options=_channel_options(config.max_message_bytes))
         self.address = ""
+        self.stuck = False
 
     def _serve(self, teacher_id: str, encoder: Encoder, scheduler: Scheduler) -> ServedTeacher:
         config = self._config
@@ -164,10 +172,11 @@ class RunningServer:
         for teacher in self._served.values():
             await teacher.scheduler.stop()
         # An open health Watch would hold stop() for its whole grace.
-        await self._server.stop(1.0)
-        self._device_thread.shutdown(wait=True, cancel_futures=True)
-        self._staging_thread.shutdown(wait=True, cancel_futures=True)
-        self._workers.shutdown(wait=True, cancel_futures=True)
+        await self._server.stop(_STOP_SECONDS)
+        executors = (self._device_thread, self._staging_thread, self._workers)
+        self.stuck = not await shut_down(executors, _LAST_FORWARD_SECONDS)
+        if self.stuck:
+            _log.warning("a forward still runs; it is left")
 
     def hurry(self) -> None:
         """Let a drain wait for calls no longer."""
@@ -182,11 +191,15 @@ async def serve_until_signalled(
     config: ServerConfig,
     teachers: Mapping[str, PreparedTeacher | Teacher],
     pools: Mapping[str, RayPool] | None = None,
-) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the drain.
+) -> bool:
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the drain; one ahead of
+    readiness ends the warm-up.
 
     Args:
         pools: started here, ahead of readiness, and stopped at the end.
+
+    Returns:
+        Whether all threads have ended; False where one runs a forward that nobody waits for.
 
     Raises:
         ReplicaStartError: a pool cannot be started.
@@ -211,7 +224,7 @@ async def serve_until_signalled(
         if await start_pools(pools, stack, signalled):
             server = RunningServer(config, teachers, pools)
             running.append(server)
-            async with server:
+            if await _entered(server, stack, signalled):
                 settle_heap()
                 _log.info("serving %s on %s", ", ".join([*teachers, *pools]), server.address)
                 await signalled.wait()
@@ -220,6 +233,23 @@ async def serve_until_signalled(
     if rest:
         await asyncio.wait(rest, timeout=_LAST_TASKS_SECONDS)
     _log.info("stopped")
+    return not any(server.stuck for server in running)
+
+
+async def _entered(server: RunningServer, stack: AsyncExitStack, signalled: asyncio.Event) -> bool:
+    """Start a server, to be drained by the stack; False where a signal came first."""
+    entering = asyncio.create_task(stack.enter_async_context(server))
+    stop = asyncio.create_task(signalled.wait())
+    await asyncio.wait({entering, stop}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if not entering.done():
+        server.hurry()
+        entering.cancel()
+        await asyncio.wait({entering})
+        if entering.cancelled():
+            return False
+    await entering
+    return not signalled.is_set()
 
 
 def _channel_options(max_message_bytes: int) -> list[tuple[str, int]]:

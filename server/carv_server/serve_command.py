@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from carv import DEFAULT_MAX_MESSAGE_BYTES
+from carv_server.ending import ended_by_signals, leave
 
 if TYPE_CHECKING:
     from carv_server.replicas.ray_config import RayConfig
@@ -161,6 +162,7 @@ class _Adder:
         self._parser.add_argument(flag, type=kind, default=value, help=text + said)
 
 
+@ended_by_signals()
 def _run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(
         level=arguments.log_level.upper(),
@@ -222,7 +224,7 @@ def _run(arguments: argparse.Namespace) -> int:
             print(f"carv serve: {error}", file=sys.stderr)
             return _EXIT_USAGE
         try:
-            asyncio.run(serve_until_signalled(config, teachers, pools))
+            ended = asyncio.run(serve_until_signalled(config, teachers, pools))
         except ReplicaStartError as error:
             print(f"carv serve: {error}", file=sys.stderr)
             return _EXIT_USAGE
@@ -231,6 +233,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 raise
             print(f"carv serve: cannot listen on {config.address}: {error}", file=sys.stderr)
             return _EXIT_ADDRESS
+    if not ended:
+        leave(0)
     return 0
 
 

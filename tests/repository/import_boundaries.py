@@ -35,7 +35,7 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("teachers",),
     ("errors",),  # plain exceptions that any of the above may raise
     ("sampling",),
-    ("host",),  # the machine under the process
+    ("host", "ending"),  # the machine under the process, and its end
 )
 
 # (module, target): upward imports that are meant.

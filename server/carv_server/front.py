@@ -22,7 +22,7 @@ from carv_server.admission import Admission
 from carv_server.gradient_stream import GradientStream
 from carv_server.messages import MessageParser
 from carv_server.service import Call, TeacherService
-from carv_server.statuses import Context, abort, as_request_error
+from carv_server.statuses import Context, abort, as_request_error, released
 
 __all__ = ["Front"]
 
@@ -97,7 +97,7 @@ class Front:
                     return (await handle(request, known)).SerializeToString()
             raise AssertionError("abort returned")
 
-        return grpc.unary_unary_rpc_method_handler(call)  # pyright: ignore[reportArgumentType]
+        return grpc.unary_unary_rpc_method_handler(released(call))  # pyright: ignore[reportArgumentType]
 
     def _stream(
         self, message: type[Message], handle: Callable[[Any, Call], AsyncGenerator[Message]]
@@ -114,7 +114,7 @@ class Front:
                                 raise asyncio.CancelledError
                             await context.write(reply.SerializeToString())
 
-        return grpc.unary_stream_rpc_method_handler(call)  # pyright: ignore[reportArgumentType]
+        return grpc.unary_stream_rpc_method_handler(released(call))  # pyright: ignore[reportArgumentType]
 
     def _gradient_stream(self) -> grpc.RpcMethodHandler[bytes, bytes]:
         async def call(requests: AsyncIterator[bytes], context: Context) -> None:
@@ -131,7 +131,7 @@ class Front:
                         self._max_stream_requests,
                     ).run(requests)
 
-        return grpc.stream_stream_rpc_method_handler(call)  # pyright: ignore[reportArgumentType]
+        return grpc.stream_stream_rpc_method_handler(released(call))  # pyright: ignore[reportArgumentType]
 
     async def _admit(
         self, data: bytes, message: type[Message], context: Context

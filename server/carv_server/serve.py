@@ -39,8 +39,9 @@ __all__ = ["RunningServer", "serve_until_signalled"]
 _log = logging.getLogger(__name__)
 
 _WORKERS = 2
-# Above this multiple of the limit gRPC itself refuses the message, with no rich status.
-_HARD_LIMIT_FACTOR = 2
+# So far above the limit gRPC itself refuses a message, with no rich status, before it is whole in
+# memory; also where it is small, and grows as it is decompressed.
+_HARD_LIMIT_MARGIN = 1 << 20
 _MAX_METADATA_BYTES = 64 * 1024
 _LAST_TASKS_SECONDS = 1.0
 # All calls but health Watches have ended by then, or are told that the server is draining.
@@ -253,7 +254,7 @@ async def _entered(server: RunningServer, stack: AsyncExitStack, signalled: asyn
 
 
 def _channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    hard_limit = _HARD_LIMIT_FACTOR * max_message_bytes
+    hard_limit = max_message_bytes + min(max_message_bytes, _HARD_LIMIT_MARGIN)
     return [
         ("grpc.max_receive_message_length", hard_limit),
         ("grpc.max_send_message_length", hard_limit),

@@ -96,10 +96,14 @@ def test_a_lone_caller_finds_its_handles_on_each_server_in_turn(tmp_path: Path) 
     async def scenario(address: str) -> None:
         config = ClientConfig(address=address, load_balancing="round_robin")
         async with AsyncTeacherClient(config) as client:
-            await asyncio.sleep(0.5)
+            await client.list_teachers()
+            await asyncio.sleep(0.5)  # both are connected
             conditioning = await client.create_conditioning(unconditional=True)
-            kept = await client.keep_latents(np.zeros((1, *SHAPE), dtype=np.float32))
-            for _ in range(6):
+            x = np.zeros((1, *SHAPE), dtype=np.float32)
+            for _ in range(4):
+                await client.estimate_gradient(x, conditioning, guidance_scale=1.0)
+            kept = await client.keep_latents(x)
+            for _ in range(4):
                 await client.estimate_gradient(kept, conditioning, guidance_scale=1.0)
 
     with ServerProcess(given) as one, ServerProcess(given) as other:

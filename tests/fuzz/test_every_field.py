@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from carv.tensors import encode_tensor
 from tests.fuzz.calls import METHODS, Fuzzed, good_requests, message_of, outcome
+from tests.support.oracle import EVENT_SHAPE
 
 INF, NAN = float("inf"), float("nan")
 WRONG: dict[int, list[Any]] = {
@@ -23,6 +26,21 @@ WRONG: dict[int, list[Any]] = {
     FieldDescriptor.CPPTYPE_STRING: ["", "nobody", "\u20ac" * 3000, "a\x00b"],
 }
 BYTES = [b"", b"\x00", bytes(1 << 16), b"\xff" * 128]
+# Whole tensors, each well-formed; no field takes any of them.
+TENSORS = {
+    "no renders": np.zeros((0, *EVENT_SHAPE), dtype=np.float32),
+    "five renders, one too many": np.zeros((5, *EVENT_SHAPE), dtype=np.float32),
+    "a side too long": np.zeros((2, 2, 4, 5), dtype=np.float32),
+    "a side short": np.zeros((2, 2, 16), dtype=np.float32),
+    "no side": np.zeros((), dtype=np.float32),
+    "NaN": np.full((2, *EVENT_SHAPE), NAN, dtype=np.float32),
+    "infinity": np.full((2, *EVENT_SHAPE), INF, dtype=np.float32),
+    "whole numbers": np.zeros((2, *EVENT_SHAPE), dtype=np.int64),
+    "draws below 0": np.full((2, 2), -1, dtype=np.int64),
+    "draws beyond the schedule": np.full((2, 2), 1 << 40, dtype=np.int64),
+    "NaN for draws": np.full((2, 2), NAN, dtype=np.float32),
+    "33 draws, one too many": np.ones((2, 33), dtype=np.int64),
+}
 Step = tuple[FieldDescriptor, ...]
 
 
@@ -42,8 +60,9 @@ def _values(field: FieldDescriptor) -> list[Any]:
     return WRONG.get(field.cpp_type, [])
 
 
-def _variants(good: Any, steps: Step) -> Iterator[Any]:
-    """The request with that field left out, empty, and at each wrong value."""
+def _variants(good: Any, steps: Step) -> Iterator[tuple[Any, Any, bool]]:
+    """The request with that field left out, empty, and at each wrong value; the value; and whether
+    no field takes it."""
     *above, last = steps
 
     def copy() -> tuple[Any, Any]:
@@ -64,7 +83,7 @@ def _variants(good: Any, steps: Step) -> Iterator[Any]:
         return  # keys are tried with their map, and fields of values one by one
     request, message = copy()
     message.ClearField(last.name)
-    yield request
+    yield request, "left out", False
     if last.message_type is not None:
         request, message = copy()
         if last.message_type.GetOptions().map_entry:
@@ -76,31 +95,39 @@ def _variants(good: Any, steps: Step) -> Iterator[Any]:
         else:
             getattr(message, last.name).Clear()
             getattr(message, last.name).SetInParent()
-        yield request
+        yield request, "empty", False
+    if last.message_type is not None and last.message_type.full_name == "carv.v1.Tensor":
+        for what, tensor in TENSORS.items():
+            request, message = copy()
+            getattr(message, last.name).CopyFrom(encode_tensor(tensor))
+            yield request, what, True
     for value in _values(last):
+        certainly = value != value or (last.enum_type is not None and value == 99)
         request, message = copy()
         if last.is_repeated:
             getattr(message, last.name).append(value)
-            yield request
+            yield request, value, certainly
             request, message = copy()
             getattr(message, last.name)[:] = [value] * (1000 if value != "\u20ac" * 3000 else 100)
         else:
             setattr(message, last.name, value)
-        yield request
+        yield request, value, certainly
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_wrong_value_is_a_defect(fuzzed: Fuzzed, method: str) -> None:
-    """Broken by any unchecked field: try ``max_renders`` unchecked in ``check_latents``, or a check
-    of ``shape`` that divides by a size of 0."""
+    """Broken by any unchecked field: R, the event's shape or the values unchecked in
+    ``check_latents``, the values unchecked in ``finite_table``."""
     outcomes = Counter[str]()
     for name, good in good_requests(fuzzed):
         if name != method:
             continue
         assert outcome(fuzzed, method, good) == "OK"
         for steps in paths(message_of(method).DESCRIPTOR):
-            for request in _variants(good, steps):
-                outcomes[outcome(fuzzed, method, request)] += 1
+            for request, value, certainly in _variants(good, steps):
+                found = outcome(fuzzed, method, request)
+                outcomes[found] += 1
+                assert found != "OK" or not certainly, (".".join(f.name for f in steps), value)
         assert outcome(fuzzed, method, good) == "OK"
     if method == "ListTeachers":
         return  # it has no fields

@@ -23,7 +23,7 @@ export PYTHONUTF8 := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-statistics lint check format proto proto-check variance convergence \
-	bench bench-ray peers soak teacher clean
+	bench bench-ray peers soak teacher deploy-check rehearse clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -37,13 +37,20 @@ test: $(VENV)/.dev ## the test suite (ARGS="tests/repository -k name")
 test-statistics: $(VENV)/.dev ## the slow suites: statistics at depth, the demo end to end
 	$(PY) -m pytest -m slow $(ARGS)
 
-lint: $(VENV)/.dev proto-check ## style, format, types, import boundaries, stub drift, buf
+lint: $(VENV)/.dev proto-check ## style, format, types, import boundaries, stub drift, buf, deploy/
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) tests/repository/import_boundaries.py
 	$(PY) -m pyright
 	@if command -v npx >/dev/null; then echo "$(BUF) lint proto"; $(BUF) lint proto; \
 	else echo "lint: buf lint skipped, because npx is not installed"; fi
+	$(PY) -m deploy.validate
+
+deploy-check: $(VENV)/.dev ## the part of lint that looks at Dockerfiles, compose, Kubernetes, alerts
+	$(PY) -m deploy.validate
+
+rehearse: $(VENV)/.dev ## the Dockerfiles' steps without an engine; root, Linux (builds no image)
+	$(PY) -m deploy.docker.rehearse --build-arg TORCH_INDEX= $(ARGS)
 
 check: lint test ## what CI runs
 

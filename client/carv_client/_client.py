@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from carv_client._config import DEFAULT_ADDRESS, ClientConfig
+from carv_client._config import DEFAULT_ADDRESS, ClientConfig, configured
 from carv_client._core import Randomness
 from carv_client._gradients import GradientCalls
 from carv_client._measuring import MeasuringCalls
@@ -32,6 +32,10 @@ class AsyncTeacherClient(GradientCalls, RefinementCalls, MeasuringCalls):
 
     Args:
         target: address of the server, ``host:port``, or a whole configuration.
+        token: of the tenant; sent with every call, with TLS or to this machine alone.
+        root_certificates: PEM roots to trust; turns TLS on.
+        private_key, certificate_chain: PEM, of the client, for mutual TLS; these four take the
+            place of the configuration's own.
         jitter: uniform on [0, 1), to spread retries; a generator of its own by default.
         new_seed: seeds below 2^64 for submitted requests without one; by default of the system's
             randomness.
@@ -41,10 +45,20 @@ class AsyncTeacherClient(GradientCalls, RefinementCalls, MeasuringCalls):
         self,
         target: str | ClientConfig = DEFAULT_ADDRESS,
         *,
+        token: str | None = None,
+        root_certificates: bytes | None = None,
+        private_key: bytes | None = None,
+        certificate_chain: bytes | None = None,
         jitter: Callable[[], float] | None = None,
         new_seed: Callable[[], int] | None = None,
     ) -> None:
-        config = target if isinstance(target, ClientConfig) else ClientConfig(address=target)
+        config = configured(
+            target,
+            token=token,
+            root_certificates=root_certificates,
+            private_key=private_key,
+            certificate_chain=certificate_chain,
+        )
         randomness = Randomness(
             jitter or random.Random().random,
             new_seed or (lambda: secrets.randbits(64)),

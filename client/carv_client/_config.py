@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from typing import Any, Literal, get_args
 
 from carv import DEFAULT_MAX_MESSAGE_BYTES
 
-__all__ = ["DEFAULT_ADDRESS", "ClientConfig", "LoadBalancing"]
+__all__ = ["DEFAULT_ADDRESS", "ClientConfig", "LoadBalancing", "configured", "is_local"]
 
 LoadBalancing = Literal["pick_first", "round_robin"]
 
@@ -60,7 +61,10 @@ class ClientConfig:
     """PEM key of the client certificate."""
 
     token: str | None = field(default=None, repr=False)
-    """Sent as ``authorization: Bearer <token>``. It travels in the clear without TLS."""
+    """Sent as ``authorization: Bearer <token>``: with TLS, or to this machine."""
+
+    token_in_the_clear: bool = False
+    """Send the token to other machines without TLS too, for whoever is on the way to read."""
 
     metadata: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     """Further gRPC metadata for every call; keys in lower case."""
@@ -87,8 +91,45 @@ class ClientConfig:
             raise ValueError(f"timeout_seconds is {self.timeout_seconds}; it must be above 0")
         if (self.certificate_chain is None) != (self.private_key is None):
             raise ValueError("certificate_chain and private_key go together")
+        secret = self.token is not None or any(k.lower() == "authorization" for k in self.metadata)
+        if secret and not (self.secure or self.token_in_the_clear or is_local(self.address)):
+            raise ValueError(
+                f"a token would travel to {self.address} in the clear: set tls=True or "
+                "root_certificates, or token_in_the_clear=True where the network is trusted"
+            )
 
     @property
     def secure(self) -> bool:
         """True where the channel is encrypted."""
         return self.tls or self.root_certificates is not None or self.private_key is not None
+
+
+def configured(target: str | ClientConfig, **given: Any) -> ClientConfig:
+    """A target with what was given beside it; None is not given.
+
+    Raises:
+        ValueError: the whole makes no sense.
+    """
+    said = {name: value for name, value in given.items() if value is not None}
+    if isinstance(target, ClientConfig):
+        return replace(target, **said) if said else target
+    return ClientConfig(address=target, **said)
+
+
+def is_local(address: str) -> bool:
+    """Whether a gRPC target is on this machine for certain."""
+    scheme, colon, rest = address.partition(":")
+    if scheme in ("unix", "unix-abstract"):
+        return True
+    if colon and scheme in ("dns", "ipv4", "ipv6"):
+        address = rest.rpartition("/")[2]
+    if address.startswith("["):
+        host = address[1:].partition("]")[0]
+    else:
+        host = address if address.count(":") > 1 else address.partition(":")[0]
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

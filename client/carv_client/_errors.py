@@ -5,6 +5,7 @@
     │   └── UnsentRequestError    found by the client: arguments that no message can carry
     ├── NotFoundError             unknown teacher, or a handle that could not be re-created
     ├── ResourceExhaustedError    quota or full queue; ``retry_delay`` in seconds
+    │   ├── QuotaExceededError    a quota of the tenant's own; ``quotas`` says which
     │   └── MessageTooLargeError  request or reply over the limit; retrying does not help
     ├── DeadlineExceededError     also a TimeoutError
     ├── UnavailableError          also a ConnectionError: no server, or one that is draining
@@ -29,6 +30,7 @@ from carv.errors import (
     STATUS_METADATA_KEY,
     ErrorDetails,
     FieldViolation,
+    QuotaViolation,
     Reason,
     decode_status,
     read_status,
@@ -46,6 +48,8 @@ __all__ = [
     "MessageTooLargeError",
     "NotFoundError",
     "PermissionDeniedError",
+    "QuotaExceededError",
+    "QuotaViolation",
     "ResourceExhaustedError",
     "UnavailableError",
     "UnsentRequestError",
@@ -67,6 +71,7 @@ class CarvError(Exception):
         metadata: further facts by name.
         violations: every field that breaks the contract.
         retry_delay: seconds after which the server expects a retry to help, or None.
+        quotas: those of the tenant's that were exceeded.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class CarvError(Exception):
         metadata: Mapping[str, str] | None = None,
         violations: Sequence[FieldViolation] = (),
         retry_delay: float | None = None,
+        quotas: Sequence[QuotaViolation] = (),
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -85,6 +91,7 @@ class CarvError(Exception):
         self.metadata: Mapping[str, str] = dict(metadata or {})
         self.violations = tuple(violations)
         self.retry_delay = retry_delay
+        self.quotas = tuple(quotas)
 
     def __str__(self) -> str:
         lines = [f"{self.message} ({self.code.name}{'/' if self.reason else ''}{self.reason})"]
@@ -100,6 +107,7 @@ class CarvError(Exception):
             self.metadata,
             self.violations,
             self.retry_delay,
+            self.quotas,
         )
         return (type(self), arguments)
 
@@ -118,6 +126,10 @@ class NotFoundError(CarvError):
 
 class ResourceExhaustedError(CarvError):
     """Over a quota, or the queue is full; ``retry_delay`` says when to come back."""
+
+
+class QuotaExceededError(ResourceExhaustedError):
+    """Over a quota of the tenant's. Without ``retry_delay`` the request alone is above it."""
 
 
 class MessageTooLargeError(ResourceExhaustedError):
@@ -156,8 +168,9 @@ class ClientClosedError(CarvError):
         metadata: Mapping[str, str] | None = None,
         violations: Sequence[FieldViolation] = (),
         retry_delay: float | None = None,
+        quotas: Sequence[QuotaViolation] = (),
     ) -> None:
-        super().__init__(message, code, reason, metadata, violations, retry_delay)
+        super().__init__(message, code, reason, metadata, violations, retry_delay, quotas)
 
 
 _CLASSES: Mapping[tuple[grpc.StatusCode, str | None], type[CarvError]] = {
@@ -165,6 +178,7 @@ _CLASSES: Mapping[tuple[grpc.StatusCode, str | None], type[CarvError]] = {
     (grpc.StatusCode.NOT_FOUND, None): NotFoundError,
     (grpc.StatusCode.RESOURCE_EXHAUSTED, None): ResourceExhaustedError,
     (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.MESSAGE_TOO_LARGE.value): MessageTooLargeError,
+    (grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.QUOTA_EXCEEDED.value): QuotaExceededError,
     (grpc.StatusCode.DEADLINE_EXCEEDED, None): DeadlineExceededError,
     (grpc.StatusCode.UNAVAILABLE, None): UnavailableError,
     (grpc.StatusCode.UNAUTHENTICATED, None): AuthenticationError,
@@ -212,6 +226,7 @@ def _made(code: grpc.StatusCode, message: str, details: ErrorDetails) -> CarvErr
         details.metadata,
         details.violations,
         details.retry_delay_seconds,
+        details.quota_violations,
     )
 
 

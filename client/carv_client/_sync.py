@@ -133,10 +133,22 @@ class TeacherClient:
         self,
         target: str | ClientConfig = DEFAULT_ADDRESS,
         *,
+        token: str | None = None,
+        root_certificates: bytes | None = None,
+        private_key: bytes | None = None,
+        certificate_chain: bytes | None = None,
         jitter: Callable[[], float] | None = None,
         new_seed: Callable[[], int] | None = None,
     ) -> None:
-        self._client = AsyncTeacherClient(target, jitter=jitter, new_seed=new_seed)
+        self._client = AsyncTeacherClient(
+            target,
+            token=token,
+            root_certificates=root_certificates,
+            private_key=private_key,
+            certificate_chain=certificate_chain,
+            jitter=jitter,
+            new_seed=new_seed,
+        )
         self._thread = loop_thread()
         self._thread.clients.add(self._client)
         self._closed = False

@@ -9,14 +9,14 @@ import sys
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from carv_client._config import DEFAULT_ADDRESS, ClientConfig
+from carv_client._config import DEFAULT_ADDRESS
+from carv_client._credentials import add_credentials, config_of
 from carv_client._errors import (
     CarvError,
     DeadlineExceededError,
@@ -101,6 +101,7 @@ def add_command(
         metavar="SECONDS",
         help="most time for each call, retries included (default: %(default)s)",
     )
+    add_credentials(parser)
     return parser
 
 
@@ -209,9 +210,12 @@ def check_output(path: Path) -> None:
 
 
 def open_client(arguments: argparse.Namespace) -> TeacherClient:
-    """A client of ``--address`` with ``--timeout``."""
-    config = ClientConfig(address=arguments.address)
-    return TeacherClient(replace(config, timeout_seconds=arguments.timeout))
+    """A client of ``--address`` with ``--timeout`` and the credentials given.
+
+    Raises:
+        UnsentRequestError: the credentials cannot be read or used.
+    """
+    return TeacherClient(config_of(arguments))
 
 
 @contextmanager

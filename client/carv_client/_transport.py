@@ -34,6 +34,7 @@ from carv_client._errors import (
     from_rpc_error,
 )
 from carv_client._rpcs import Rpc
+from carv_client._trace_context import with_trace_context
 
 __all__ = [
     "Deadline",
@@ -188,6 +189,7 @@ class Transport:
         """
         with self._mapped(rpc, _NEVER):
             channel = cast(Any, self._open())
+            # No trace context: a stream outlives the step that happens to open it.
             call = channel.stream_stream(rpc.path)(requests, metadata=self._metadata)
             try:
                 async for piece in cast("AsyncIterator[bytes]", call):
@@ -230,7 +232,8 @@ class Transport:
         with self._mapped(rpc, deadline) as left:
             channel = cast(Any, self._open())
             method = channel.unary_unary(rpc.path)
-            return _parse(rpc, await method(data, timeout=left, metadata=self._metadata))
+            metadata = with_trace_context(self._metadata)
+            return _parse(rpc, await method(data, timeout=left, metadata=metadata))
         raise AssertionError("an error was swallowed")
 
     async def _receive(
@@ -239,7 +242,8 @@ class Transport:
         with self._mapped(rpc, deadline) as left:
             channel = cast(Any, self._open())
             method = channel.unary_stream(rpc.path)
-            call = method(data, timeout=left, metadata=self._metadata)
+            metadata = with_trace_context(self._metadata)
+            call = method(data, timeout=left, metadata=metadata)
             try:
                 async for piece in cast("AsyncIterator[bytes]", call):
                     yield piece

@@ -3,7 +3,8 @@ of the rich status that carries it.
 
 A failed call ends with a gRPC code, a message, and in the trailing metadata a serialized
 ``google.rpc.Status`` holding ``ErrorInfo`` (always), ``BadRequest`` (all field violations
-at once) and ``RetryInfo`` (wherever retrying helps). A request that fails on a
+at once), ``QuotaFailure`` (the quotas that were exceeded) and ``RetryInfo`` (wherever retrying
+helps). A request that fails on a
 StreamGradients is answered with the same status as a message.
 """
 
@@ -25,6 +26,7 @@ __all__ = [
     "STATUS_METADATA_KEY",
     "ErrorDetails",
     "FieldViolation",
+    "QuotaViolation",
     "Reason",
     "decode_status",
     "encode_status",
@@ -56,6 +58,13 @@ class Reason(StrEnum):
     QUEUE_FULL = "QUEUE_FULL"
     """The queue, or what may be in flight on a stream, is at its bound: retry after the given
     delay."""
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
+    """The tenant is over a quota of its own; see the quota violations. Retry after the given delay;
+    without one the request alone is above the quota."""
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    """No credential, or one that the server does not know."""
+    TEACHER_NOT_ALLOWED = "TEACHER_NOT_ALLOWED"
+    """The tenant may use some teachers, and this is none of them, whether it exists or not."""
     DEADLINE_EXPIRED = "DEADLINE_EXPIRED"
     """The deadline passed before the work was done; what was left was not computed."""
     CANCELLED = "CANCELLED"
@@ -63,7 +72,7 @@ class Reason(StrEnum):
     DRAINING = "DRAINING"
     """The server is shutting down and takes no new work."""
     NO_REPLICA = "NO_REPLICA"
-    """No replica of the teacher is there; another is being started."""
+    """No replica of the teacher has been there for a while: retry after the given delay."""
     NON_FINITE_RESULT = "NON_FINITE_RESULT"
     """The teacher returned NaN or infinity on finite input; the message names the draw."""
     REPLICA_FAILED = "REPLICA_FAILED"
@@ -77,9 +86,11 @@ _CANCELLED = 1
 _INVALID_ARGUMENT = 3
 _DEADLINE_EXCEEDED = 4
 _NOT_FOUND = 5
+_PERMISSION_DENIED = 7
 _RESOURCE_EXHAUSTED = 8
 _INTERNAL = 13
 _UNAVAILABLE = 14
+_UNAUTHENTICATED = 16
 
 STATUS_CODES: Mapping[Reason, int] = {
     Reason.MALFORMED_MESSAGE: _INVALID_ARGUMENT,
@@ -89,6 +100,9 @@ STATUS_CODES: Mapping[Reason, int] = {
     Reason.LATENTS_NOT_FOUND: _NOT_FOUND,
     Reason.MESSAGE_TOO_LARGE: _RESOURCE_EXHAUSTED,
     Reason.QUEUE_FULL: _RESOURCE_EXHAUSTED,
+    Reason.QUOTA_EXCEEDED: _RESOURCE_EXHAUSTED,
+    Reason.UNAUTHENTICATED: _UNAUTHENTICATED,
+    Reason.TEACHER_NOT_ALLOWED: _PERMISSION_DENIED,
     Reason.DEADLINE_EXPIRED: _DEADLINE_EXCEEDED,
     Reason.CANCELLED: _CANCELLED,
     Reason.DRAINING: _UNAVAILABLE,
@@ -110,6 +124,14 @@ class FieldViolation:
 
 
 @dataclass(frozen=True)
+class QuotaViolation:
+    """One quota that was exceeded: whose (``tenant:ID``, the caller's own), and by how much."""
+
+    subject: str
+    description: str
+
+
+@dataclass(frozen=True)
 class ErrorDetails:
     """What a rich status says beyond code and message."""
 
@@ -117,6 +139,7 @@ class ErrorDetails:
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     violations: Sequence[FieldViolation] = ()
     retry_delay_seconds: float | None = None
+    quota_violations: Sequence[QuotaViolation] = ()
 
 
 def make_status(code: int, message: str, details: ErrorDetails) -> rpc.Status:
@@ -132,6 +155,16 @@ def make_status(code: int, message: str, details: ErrorDetails) -> rpc.Status:
             ]
         )
         status.details.append(Any(type_url=_TYPE_URL + "BadRequest", value=bad.SerializeToString()))
+    if details.quota_violations:
+        quota = rpc.QuotaFailure(
+            violations=[
+                rpc.QuotaFailure.Violation(subject=v.subject, description=v.description)
+                for v in details.quota_violations
+            ]
+        )
+        status.details.append(
+            Any(type_url=_TYPE_URL + "QuotaFailure", value=quota.SerializeToString())
+        )
     if details.retry_delay_seconds is not None:
         delay = Duration()
         delay.FromNanoseconds(int(details.retry_delay_seconds * 1e9))
@@ -162,6 +195,7 @@ def read_status(status: rpc.Status) -> tuple[int, str, ErrorDetails] | None:
     """
     reason, metadata = "", dict[str, str]()
     violations: list[FieldViolation] = []
+    quotas: list[QuotaViolation] = []
     delay: float | None = None
     try:
         for detail in status.details:
@@ -172,9 +206,13 @@ def read_status(status: rpc.Status) -> tuple[int, str, ErrorDetails] | None:
             elif kind == "google.rpc.BadRequest":
                 bad = rpc.BadRequest.FromString(detail.value)
                 violations += [FieldViolation(v.field, v.description) for v in bad.field_violations]
+            elif kind == "google.rpc.QuotaFailure":
+                quota = rpc.QuotaFailure.FromString(detail.value)
+                quotas += [QuotaViolation(v.subject, v.description) for v in quota.violations]
             elif kind == "google.rpc.RetryInfo":
                 retry = rpc.RetryInfo.FromString(detail.value).retry_delay
                 delay = retry.seconds + retry.nanos * 1e-9
     except DecodeError:
         return None
-    return status.code, status.message, ErrorDetails(reason, metadata, tuple(violations), delay)
+    details = ErrorDetails(reason, metadata, tuple(violations), delay, tuple(quotas))
+    return status.code, status.message, details

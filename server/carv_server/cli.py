@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from carv_client import commands as client_commands
-from carv_server import profile_plot, serve_command
+from carv_server import config_command, profile_plot, serve_command
 from carv_server.bench import command as bench_command
 from carv_server.demo import command as demo_command
 
@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"carv {version('carv')}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     serve_command.register(subparsers)
+    config_command.register(subparsers)
     demo_command.register(subparsers)
     bench_command.register(subparsers)
     client_commands.register(subparsers, load_plot=profile_plot.load)

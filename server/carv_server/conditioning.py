@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from carv_server.replicas.protocol import Conditioning
-from carv_server.store import ExpiringStore, StoreConfig, content_handle
+from carv_server.store import ExpiringStore, StoreConfig, StoreCounts, content_handle
 from carv_server.teachers.protocol import (
     Classes,
     Prompts,
@@ -19,25 +19,31 @@ __all__ = ["ConditioningStore", "blend_handle", "source_handles"]
 
 
 class ConditioningStore:
-    """Handles of all teachers; safe to use from several threads.
+    """Handles of all teachers, private to a tenant; safe to use from several threads.
 
     Args:
         clock: wall-clock seconds, as clients are told them.
     """
 
     def __init__(self, config: StoreConfig, clock: Callable[[], float]) -> None:
+        self.config = config
         # By teacher too: one set of weights under two ids has the same handles.
         self._store = ExpiringStore[tuple[str, str], Conditioning](config, clock)
 
-    def get(self, handle: str, teacher: str) -> Conditioning | None:
-        """The conditioning, its life extended; None where the handle is unknown, expired or of
-        another teacher."""
-        return self._store.get((teacher, handle))
+    def get(self, handle: str, teacher: str, tenant: str = "") -> Conditioning | None:
+        """The conditioning, its life extended; None where the handle is unknown, expired, or of
+        another teacher or tenant."""
+        return self._store.get((teacher, handle), tenant)
 
-    def put(self, handle: str, teacher: str, tensors: Tensors) -> float:
+    def put(self, handle: str, teacher: str, tensors: Tensors, tenant: str = "") -> float:
         """Keep a conditioning; the wall-clock second at which it expires if not used."""
         size = sum(t.numel() * t.element_size() for t in tensors.values())
-        return self._store.put((teacher, handle), Conditioning(handle, tensors), size)
+        # What replicas keep goes by this name: tenants with the same prompt share nothing there.
+        name = f"{tenant}/{handle}" if tenant else handle
+        return self._store.put((teacher, handle), Conditioning(name, tensors), size, tenant)
+
+    def counts(self) -> StoreCounts:
+        return self._store.counts()
 
 
 def source_handles(teacher_digest: str, source: Source) -> list[str]:

@@ -10,8 +10,11 @@ from carv_server.latents import DEFAULT_LATENT_STORE
 from carv_server.replicas.ray_config import RayConfig
 from carv_server.request import RequestLimits
 from carv_server.scheduling.config import SchedulerConfig
+from carv_server.settings.observability import MetricsConfig, TracingConfig
 from carv_server.store import StoreConfig
-from carv_server.teachers.registry import EMBEDDED, TeacherRegistration
+from carv_server.teachers.registration import EMBEDDED, TeacherRegistration
+from carv_server.tenants.tenancy import TenancyConfig
+from carv_server.tls import TlsConfig
 
 __all__ = ["ServerConfig"]
 
@@ -22,6 +25,7 @@ class ServerConfig:
 
     Attributes:
         address: host:port; port 0 takes a free one.
+        health_address: of a plaintext listener for health alone; "": none.
         teachers: the first is the default of requests that name none.
         device: "cpu", "cuda", "cuda:1", ... or "auto".
         dtype: "float32", "float16" or "bfloat16"; what the network computes in. "auto" is what
@@ -36,11 +40,15 @@ class ServerConfig:
         max_message_bytes: largest request or reply.
         drain_seconds: how long in-flight requests may take after SIGTERM.
         ray: replicas as actors of a Ray cluster; None keeps the one replica in this process.
+        tls: None: plaintext.
+        tenancy: None: callers need no credentials.
         store: bounds of the conditionings kept, over all teachers.
         latents: bounds of the latents kept for each teacher.
+        metrics, tracing: what operators see, and where.
     """
 
     address: str = "127.0.0.1:50051"
+    health_address: str = ""
     teachers: tuple[TeacherRegistration, ...] = (EMBEDDED,)
     device: str = "auto"
     dtype: str = "float32"
@@ -52,8 +60,12 @@ class ServerConfig:
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     drain_seconds: float = 30.0
     ray: RayConfig | None = None
+    tls: TlsConfig | None = None
+    tenancy: TenancyConfig | None = None
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     latents: StoreConfig = DEFAULT_LATENT_STORE
     history: HistoryConfig = field(default_factory=HistoryConfig)
     limits: RequestLimits = field(default_factory=RequestLimits)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from carv.errors import FieldViolation, Reason
+from carv.errors import FieldViolation, QuotaViolation, Reason
 
 __all__ = ["RequestError", "handles_gone", "invalid"]
 
@@ -16,6 +16,7 @@ class RequestError(Exception):
         violations: every field at fault.
         metadata: machine-readable facts for ErrorInfo.
         retry_delay_seconds: set where trying again helps.
+        quota_violations: of the tenant's own quotas.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class RequestError(Exception):
         violations: Sequence[FieldViolation] = (),
         metadata: Mapping[str, str] | None = None,
         retry_delay_seconds: float | None = None,
+        quota_violations: Sequence[QuotaViolation] = (),
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -33,6 +35,7 @@ class RequestError(Exception):
         self.violations = tuple(violations)
         self.metadata = dict(metadata or {})
         self.retry_delay_seconds = retry_delay_seconds
+        self.quota_violations = tuple(quota_violations)
 
 
 def invalid(violations: Sequence[FieldViolation]) -> RequestError:

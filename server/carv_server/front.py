@@ -21,10 +21,16 @@ from carv.v1 import teacher_service_pb2 as pb
 from carv_server.admission import Admission
 from carv_server.gradient_stream import GradientStream
 from carv_server.messages import MessageParser
+from carv_server.observability.call import ObservedCall
+from carv_server.observability.observability import Observability
 from carv_server.service import Call, TeacherService
 from carv_server.statuses import Context, abort, as_request_error, released
+from carv_server.tenants.access import current_access
 
 __all__ = ["Front"]
+
+_DEADLINE_SLACK_SECONDS = 0.02
+_DEADLINE_ROUNDING = 0.01
 
 
 class Front:
@@ -33,6 +39,7 @@ class Front:
     Args:
         clock: the scheduler's clock, on which deadlines are passed on.
         max_stream_requests: in flight on one StreamGradients.
+        observability: told of every call; None: nobody is.
     """
 
     def __init__(
@@ -42,12 +49,14 @@ class Front:
         workers: ThreadPoolExecutor,
         clock: Callable[[], float],
         max_stream_requests: int,
+        observability: Observability | None = None,
     ) -> None:
         self._service = service
         self._parser = MessageParser(workers)
         self._clock = clock
         self._max_stream_requests = max_stream_requests
         self._admission = Admission(max_message_bytes)
+        self._observability = observability or Observability()
 
     @property
     def service_name(self) -> str:
@@ -90,10 +99,12 @@ class Front:
     def _unary(
         self, message: type[Message], handle: Callable[[Any, Call], Awaitable[Message]]
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        method = message.DESCRIPTOR.name.removesuffix("Request")
+
         async def call(data: bytes, context: Context) -> bytes:
-            async with _ended_by_status(context, message.DESCRIPTOR.name):
+            async with self._observed(method, context) as observed:
                 with self._admission.counted(len(data)):
-                    request, known = await self._admit(data, message, context)
+                    request, known = await self._admit(data, message, context, observed)
                     return (await handle(request, known)).SerializeToString()
             raise AssertionError("abort returned")
 
@@ -102,12 +113,14 @@ class Front:
     def _stream(
         self, message: type[Message], handle: Callable[[Any, Call], AsyncGenerator[Message]]
     ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        method = message.DESCRIPTOR.name.removesuffix("Request")
+
         # A coroutine that writes, and no generator: where the client leaves, gRPC cancels a
         # coroutine wherever it waits, and what it holds is let go of at once.
         async def call(data: bytes, context: Context) -> None:
-            async with _ended_by_status(context, message.DESCRIPTOR.name):
+            async with self._observed(method, context) as observed:
                 with self._admission.counted(len(data)):
-                    request, known = await self._admit(data, message, context)
+                    request, known = await self._admit(data, message, context, observed)
                     async with aclosing(handle(request, known)) as replies:
                         async for reply in replies:
                             if context.cancelled():
@@ -118,7 +131,7 @@ class Front:
 
     def _gradient_stream(self) -> grpc.RpcMethodHandler[bytes, bytes]:
         async def call(requests: AsyncIterator[bytes], context: Context) -> None:
-            async with _ended_by_status(context, "StreamGradients"):
+            async with self._observed("StreamGradients", context) as call_observed:
                 with self._admission.open_stream():
                     await GradientStream(
                         context.write,
@@ -129,18 +142,20 @@ class Front:
                         self._deadline(context),
                         context.peer(),
                         self._max_stream_requests,
+                        call_observed,
                     ).run(requests)
 
         return grpc.stream_stream_rpc_method_handler(released(call))  # pyright: ignore[reportArgumentType]
 
     async def _admit(
-        self, data: bytes, message: type[Message], context: Context
+        self, data: bytes, message: type[Message], context: Context, observed: ObservedCall
     ) -> tuple[Message, Call]:
         """The parsed request, unless the server is draining or busy or it is too large."""
         started = time.perf_counter()
         self._admission.check(len(data))
         deadline = self._deadline(context)
-        call = Call(started, deadline, context.peer(), size=len(data))
+        access = current_access()
+        call = Call(started, deadline, context.peer(), access.tenant, len(data), access, observed)
         return await self._parser.parse(data, message), call
 
     def _deadline(self, context: Context) -> float | None:
@@ -148,15 +163,29 @@ class Front:
         remaining: float | None = cast("float | None", context.time_remaining())
         return None if remaining is None else self._clock() + remaining
 
+    @asynccontextmanager
+    async def _observed(self, method: str, context: Context) -> AsyncIterator[ObservedCall]:
+        """Around a call: end it with the status of what it raises, and tell who watches."""
+        observed = self._observability.begin(method, "", context.invocation_metadata)
+        try:
+            yield observed
+            observed.succeeded()
+            return
+        except asyncio.CancelledError:
+            observed.cancelled(late=_past_deadline(context, observed.seconds))
+            raise
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - to the log in full, to the client as INTERNAL
+            failure = as_request_error(error, method)
+        observed.failed(failure)
+        await abort(context, failure)
 
-@asynccontextmanager
-async def _ended_by_status(context: Context, what: str) -> AsyncIterator[None]:
-    """End a call with the status of what it raises."""
-    try:
-        yield
-        return
-    except (asyncio.CancelledError, grpc.aio.AbortError):
-        raise
-    except Exception as error:  # noqa: BLE001 - to the log in full, to the client as INTERNAL
-        failure = as_request_error(error, what)
-    await abort(context, failure)
+
+def _past_deadline(context: Context, seconds: float) -> bool:
+    """Whether a call that was cancelled after so many seconds has run out of time, on the clock of
+    its client: that one started earlier, and gRPC rounds what is left up on its way."""
+    remaining: float | None = cast("float | None", context.time_remaining())
+    if remaining is None:
+        return False
+    return remaining < _DEADLINE_SLACK_SECONDS + _DEADLINE_ROUNDING * (seconds + remaining)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from carv.errors import Reason
@@ -18,8 +19,11 @@ from carv.v1 import teacher_service_pb2 as pb
 from carv_server.admission import Admission
 from carv_server.errors import RequestError
 from carv_server.messages import MessageParser
+from carv_server.observability.call import ObservedCall
+from carv_server.observability.observability import Observability
 from carv_server.service import Call
 from carv_server.statuses import as_request_error, status_of
+from carv_server.tenants.access import current_access
 from carv_server.validation.stream import check_stream_request
 
 __all__ = ["GradientStream"]
@@ -39,6 +43,7 @@ class GradientStream:
         deadline: of the stream; None where the client set none.
         caller: who holds the stream, as ``Call.caller``.
         most: requests in flight.
+        observed: the stream's call.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class GradientStream:
         deadline: float | None,
         caller: str,
         most: int,
+        observed: ObservedCall,
     ) -> None:
         self._send = write
         self._estimate = estimate
@@ -60,6 +66,7 @@ class GradientStream:
         self._deadline = deadline
         self._caller = caller
         self._most = most
+        self._observed = observed
         self._writing = asyncio.Lock()
         self._in_flight: dict[int, asyncio.Task[None]] = {}
         # Those in flight and those whose answers wait to be written.
@@ -101,35 +108,50 @@ class GradientStream:
             if message.HasField("cancel"):
                 await self._cancel(message.id)
                 continue
+            observed = Observability.begin_on_stream(self._observed, message.id)
             try:
-                call = self._admit(message, len(data), started)
+                call = self._admit(message, len(data), started, observed)
             except RequestError as error:
+                observed.failed(error)
                 await self._write(pb.StreamGradientsResponse(id=message.id, error=status_of(error)))
                 continue
-            task = asyncio.create_task(self._answer(message, call))
+            task = asyncio.create_task(self._answer(message, call, observed))
             self._in_flight[message.id] = task
             self._unfinished.add(task)
-            task.add_done_callback(self._finished)
+            task.add_done_callback(partial(self._finished, observed))
             while len(self._unfinished) >= 2 * self._most:  # the client reads no answers
                 await asyncio.wait(self._unfinished, return_when=asyncio.FIRST_COMPLETED)
 
-    def _admit(self, message: pb.StreamGradientsRequest, size: int, started: float) -> Call:
+    def _admit(
+        self,
+        message: pb.StreamGradientsRequest,
+        size: int,
+        started: float,
+        observed: ObservedCall,
+    ) -> Call:
         timeout = check_stream_request(message, message.id in self._in_flight)
         self._admission.check_in_flight(len(self._in_flight), self._most)
         deadline = self._deadline
         if timeout is not None:
             own = self._clock() + timeout
             deadline = own if deadline is None else min(own, deadline)
-        return Call(started, deadline, self._caller, size=size)
+        access = current_access()
+        return Call(started, deadline, self._caller, access.tenant, size, access, observed)
 
-    async def _answer(self, message: pb.StreamGradientsRequest, call: Call) -> None:
+    async def _answer(
+        self, message: pb.StreamGradientsRequest, call: Call, observed: ObservedCall
+    ) -> None:
+        observed.enter()
         answer: dict[str, Any]
         with self._admission.counted(call.size):
             try:
                 self._admission.check(call.size)
                 answer = {"estimate": await self._in_time(message.estimate, call)}
+                observed.succeeded()
             except Exception as error:  # noqa: BLE001 - to the log, and INTERNAL to the client
-                answer = {"error": status_of(as_request_error(error, "StreamGradients"))}
+                failure = as_request_error(error, "StreamGradients")
+                observed.failed(failure)
+                answer = {"error": status_of(failure)}
             del self._in_flight[message.id]
             await self._write(pb.StreamGradientsResponse(id=message.id, **answer))
 
@@ -158,8 +180,9 @@ class GradientStream:
         error = RequestError(Reason.CANCELLED, "cancelled by the client")
         await self._write(pb.StreamGradientsResponse(id=request_id, error=status_of(error)))
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _finished(self, observed: ObservedCall, task: asyncio.Task[None]) -> None:
         self._unfinished.discard(task)
+        observed.cancelled()  # if it had not ended before
         if not task.cancelled() and (error := task.exception()) is not None:
             # The client has left, or gRPC would not take the answer; then it ends the call too.
             _log.debug("an answer was not written", exc_info=error)

@@ -16,7 +16,7 @@ remembered when they are answered are not recorded. Every front keeps histories 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -50,7 +50,8 @@ class HistoryConfig:
 
     Attributes:
         memory_draws: draws after which an older draw counts 1/e.
-        max_histories: histories kept; the least recently used goes first.
+        max_histories: histories kept; over it, the tenant that has most loses the one that it
+            used least recently.
         remembered_seeds: seeds of each history whose record is kept for repeats. A history
             takes at most about 1 KiB a seed.
     """
@@ -111,6 +112,11 @@ class DrawHistories:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def most(self) -> int:
+        """Histories that are kept at once."""
+        return self._config.max_histories
+
     def recall(self, key: HistoryKey, seed: int) -> Past | None:
         """What a request with this seed may be planned on; None where there is no past."""
         entry = self._entry(key)
@@ -125,6 +131,11 @@ class DrawHistories:
         """The past as of now, to be reported; ``recall`` is what draws are planned on."""
         entry = self._entries.get(key)
         return None if entry is None else self._past(entry, self._settled(entry))
+
+    def statistics(self, key: HistoryKey) -> DrawStatistics | None:
+        """What requests are planned on now, to be shown; nothing changes by looking."""
+        entry = self._entries.get(key)
+        return None if entry is None else entry.statistics
 
     def record(
         self, key: HistoryKey, seed: int | None, timesteps: Int64Array, residuals: Float64Array
@@ -164,11 +175,17 @@ class DrawHistories:
             entry.latest = (statistics, past_on_grid(statistics, self._schedule))
         return entry.latest[1]
 
+    def _superfluous(self) -> HistoryKey:
+        """The least recently used of the tenant that has most."""
+        counts = Counter(key.tenant for key in self._entries)
+        most = max(counts.values())
+        return next(key for key in self._entries if counts[key.tenant] == most)
+
     def _entry(self, key: HistoryKey) -> _Entry:
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = _Entry(empty_statistics(), OrderedDict())
             if len(self._entries) > self._config.max_histories:
-                self._entries.popitem(last=False)
+                del self._entries[self._superfluous()]
         self._entries.move_to_end(key)
         return entry

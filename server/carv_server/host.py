@@ -18,6 +18,7 @@ __all__ = [
 
 _SCHEDULER_STATISTICS = Path("/proc/thread-self/schedstat")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_MOST_READINGS = 8
 
 # mallopt(3) of glibc.
 _M_TRIM_THRESHOLD = -1
@@ -48,14 +49,26 @@ def forward_threads() -> int:
 
 
 def undisturbed_seconds() -> float:
-    """A monotonic clock that stands still while this thread waits for a processor that others
-    hold: what it measures is the work, also on a busy machine. Only Linux can tell."""
-    now = time.perf_counter()
+    """A clock that stands still while this thread waits for a processor that others hold: what
+    it measures is the work, also on a busy machine. Only Linux can tell."""
+    before = _waited_nanoseconds()
+    now, waited = time.perf_counter(), _waited_nanoseconds()
+    for _ in range(_MOST_READINGS):
+        if waited == before:
+            break
+        # The thread waited between the two readings: they do not belong together.
+        before = waited
+        now, waited = time.perf_counter(), _waited_nanoseconds()
+    return now - 1e-9 * waited
+
+
+def _waited_nanoseconds() -> int:
+    """In the processor's queue, of this thread; 0 where nothing tells."""
     try:
         _, waited, *_ = _SCHEDULER_STATISTICS.read_text().split()
     except (OSError, ValueError):
-        return now
-    return now - 1e-9 * int(waited)
+        return 0
+    return int(waited)
 
 
 def keep_freed_memory() -> bool:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from carv.tensors import dtype_name
 from carv.v1 import tensor_pb2
-from carv_server.store import ExpiringStore, StoreConfig, content_handle
+from carv_server.store import ExpiringStore, StoreConfig, StoreCounts, content_handle
 
 __all__ = ["DEFAULT_LATENT_STORE", "LatentStore", "latents_handle"]
 
@@ -30,15 +30,18 @@ class LatentStore:
         self.config = config
         self._store = ExpiringStore[str, Float32Array](config, clock)
 
-    def get(self, handle: str) -> Float32Array | None:
+    def get(self, handle: str, tenant: str = "") -> Float32Array | None:
         """Float32 [R, *event_shape], read-only, its life extended; None where the handle is
-        unknown or has expired."""
-        return self._store.get(handle)
+        unknown, of another tenant, or has expired."""
+        return self._store.get(handle, tenant)
 
-    def put(self, handle: str, latents: Float32Array) -> float:
+    def put(self, handle: str, latents: Float32Array, tenant: str = "") -> float:
         """Keep float32 [R, *event_shape]; the wall-clock second at which it expires if not
         used."""
-        return self._store.put(handle, latents, latents.nbytes)
+        return self._store.put(handle, latents, latents.nbytes, tenant)
+
+    def counts(self) -> StoreCounts:
+        return self._store.counts()
 
 
 def latents_handle(teacher_digest: str, message: tensor_pb2.Tensor) -> str:

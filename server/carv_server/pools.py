@@ -42,7 +42,7 @@ def ray_pools(config: ServerConfig) -> Iterator[dict[str, RayPool]]:
                 WorkerSettings(
                     registration,
                     device=config.device,
-                    dtype=config.dtype,
+                    dtype=registration.dtype or config.dtype,
                     threads=config.torch_threads or max(1, int(config.ray.cpus_per_replica)),
                     max_rows=None if config.tune else config.scheduler.evaluation_budget,
                     warm_up=config.warm_up,

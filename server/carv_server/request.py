@@ -87,6 +87,16 @@ class EstimateRequest:
     seed: int
     return_draws: bool
 
+    @property
+    def evaluations(self) -> int:
+        """Of all draws and branches."""
+        draws = (
+            self.draws.draws * len(self.latents)
+            if isinstance(self.draws, DrawSpec)
+            else (self.draws.timesteps.size)
+        )
+        return draws * len(self.branches)
+
 
 @dataclass(frozen=True)
 class RefineRequest:

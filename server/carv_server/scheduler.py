@@ -93,6 +93,7 @@ class Scheduler:
             cancelled=tally.cancelled,
             refused=tally.refused,
             lost_microbatches=tally.lost_microbatches,
+            retried=tally.retried,
         )
 
     def start(self) -> None:
@@ -160,6 +161,8 @@ class Scheduler:
             raise
         finally:
             self._queue.discard(job)
+            if terms.trace is not None:
+                terms.trace.waited(now, job.started, self._clock())
             if alarm is not None:
                 alarm.cancel()
             # A failure's frames hold the job, whose future holds the failure: with this the
@@ -171,20 +174,25 @@ class Scheduler:
     async def submit_patiently(
         self, work: Work, terms: Terms, under_way: Callable[[], bool]
     ) -> JobResult:
-        """As ``submit``, but a full queue is waited for once the call is under way, until its
-        deadline."""
+        """As ``submit``, but a full queue or quota is waited for once the call is under way, until
+        its deadline. Charges the terms' meter."""
+        meter = terms.meter
         while True:
             try:
-                return await self.submit(work, terms)
+                if meter is None:
+                    return await self.submit(work, terms)
+                with meter.charged(work.evaluations):
+                    return await self.submit(work, terms)
             except RequestError as error:
-                if error.reason is not Reason.QUEUE_FULL or not under_way():
+                if not _passes(error, under_way() or (meter is not None and meter.under_way)):
                     raise
                 delay = error.retry_delay_seconds or _LEAST_RETRY_SECONDS
             left = math.inf if terms.deadline is None else terms.deadline - self._clock()
             await asyncio.sleep(max(0.0, min(delay, left)))
             if left <= delay:
                 raise RequestError(
-                    Reason.DEADLINE_EXPIRED, "the deadline passed while the queue was full"
+                    Reason.DEADLINE_EXPIRED,
+                    "the deadline passed while the queue or a quota was full",
                 )
 
     def _admit(self, evaluations: int, terms: Terms, now: float) -> None:
@@ -216,6 +224,10 @@ class Scheduler:
             retry_delay_seconds=delay,
         )
 
+    def reweigh(self) -> None:
+        """Take the tenants' weights as they are now, also for those that wait."""
+        self._queue.reweigh()
+
     def _wake(self) -> None:
         """Let workers look at the queue once what else is ready on the loop has run: requests that
         arrive together go together."""
@@ -243,3 +255,10 @@ class Scheduler:
         self._workers.remove(worker)
         if not self._workers:
             self._bereft_since = self._clock()
+
+
+def _passes(error: RequestError, under_way: bool) -> bool:
+    """Whether to wait and ask again."""
+    if error.reason is Reason.QUOTA_EXCEEDED:
+        return under_way and error.retry_delay_seconds is not None
+    return under_way and error.reason is Reason.QUEUE_FULL

@@ -22,30 +22,32 @@ from carv_server.conditioning import ConditioningStore
 from carv_server.config import ServerConfig
 from carv_server.ending import shut_down
 from carv_server.front import Front
+from carv_server.guard import Guard
 from carv_server.history import DrawHistories
 from carv_server.host import settle_heap
 from carv_server.latents import LatentStore
+from carv_server.listeners import Listeners, channel_options
+from carv_server.observability.observability import Observability
+from carv_server.observability.watched import Quota
 from carv_server.pools import start_pools, waiting_seconds
 from carv_server.prepare import PreparedTeacher, as_prepared
 from carv_server.replicas.inprocess import InProcessReplica
-from carv_server.replicas.protocol import Encoder
+from carv_server.replicas.protocol import Encoder, Replica
 from carv_server.replicas.ray_pool import RayPool
-from carv_server.scheduler import Scheduler
+from carv_server.scheduler import Scheduler, SchedulerConfig
 from carv_server.service import ServedTeacher, TeacherService
+from carv_server.settings.tenants import load_tenants
 from carv_server.teachers.protocol import Teacher
+from carv_server.tenants.reload import Watcher
+from carv_server.tenants.tenancy import Tenancy, TenancyConfig
+from carv_server.tenants.tenant import Tenant
 
 __all__ = ["RunningServer", "serve_until_signalled"]
 
 _log = logging.getLogger(__name__)
 
 _WORKERS = 2
-# So far above the limit gRPC itself refuses a message, with no rich status, before it is whole in
-# memory; also where it is small, and grows as it is decompressed.
-_HARD_LIMIT_MARGIN = 1 << 20
-_MAX_METADATA_BYTES = 64 * 1024
 _LAST_TASKS_SECONDS = 1.0
-# All calls but health Watches have ended by then, or are told that the server is draining.
-_STOP_SECONDS = 0.5
 # For a forward that nobody waits for any more; it cannot be interrupted.
 _LAST_FORWARD_SECONDS = 2.0
 
@@ -59,6 +61,7 @@ class RunningServer:
 
     Attributes:
         address: host:port that it listens on.
+        health_address: likewise, for health alone; "" where there is no such port.
         stuck: whether a forward still ran when the server had stopped; interpreters wait for
             such a thread before they end.
     """
@@ -70,10 +73,23 @@ class RunningServer:
         pools: Mapping[str, RayPool] | None = None,
     ) -> None:
         self._config = config
+        self._tenancy = self._tenants({*teachers, *(pools or {})})
+        if self._tenancy is not None:
+            weights = replace(config.scheduler, tenant_weights=self._tenancy.weights)
+            self._config = config = replace(config, scheduler=weights)
         # One thread for the device: forwards of all teachers take turns on it.
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._staging_thread = ThreadPoolExecutor(2, thread_name_prefix="staging")
+        self._staging_thread = ThreadPoolExecutor(
+            2 * max(1, len(teachers)), thread_name_prefix="staging"
+        )
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="messages")
+        self.observability = Observability(
+            config.metrics,
+            config.tracing,
+            config.scheduler.tenant_weights,
+            self._quota,
+            clock=time.monotonic,
+        )
         self._served: dict[str, ServedTeacher] = {}
         self._cold: list[tuple[InProcessReplica, Sequence[int]]] = []
         for teacher_id, given in teachers.items():
@@ -82,16 +98,16 @@ class RunningServer:
             replica = InProcessReplica(teacher, self._device_thread, budget, self._staging_thread)
             self._cold.append((replica, prepared.warm_sizes))
             limits = replace(config.scheduler, evaluation_budget=budget)
-            scheduler = Scheduler([replica], limits, time.monotonic)
-            self._served[teacher_id] = self._serve(teacher_id, replica, scheduler)
+            self._served[teacher_id] = self._serve(teacher_id, replica, limits, [replica])
         self._pools = pools or {}
         for teacher_id, pool in self._pools.items():
             limits = replace(config.scheduler, evaluation_budget=pool.evaluation_budget)
-            scheduler = Scheduler([], limits, time.monotonic)
-            self._served[teacher_id] = self._serve(teacher_id, pool, scheduler)
-        service = TeacherService(
+            self._served[teacher_id] = self._serve(teacher_id, pool, limits, [])
+        conditionings = ConditioningStore(config.store, time.time)
+        self.observability.watch_conditionings(conditionings)
+        self._service = service = TeacherService(
             self._served,
-            ConditioningStore(config.store, time.time),
+            conditionings,
             config.limits,
             config.max_message_bytes,
             lambda: secrets.randbits(64),
@@ -103,41 +119,103 @@ class RunningServer:
             self._workers,
             time.monotonic,
             config.limits.max_stream_requests,
+            self.observability,
         )
         self._hurry = asyncio.Event()
         # The module gains its `aio` attribute at import, out of a type checker's sight.
         self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-        self._server = grpc.aio.server(options=_channel_options(config.max_message_bytes))
-        self.address = ""
+        self._server = grpc.aio.server(
+            options=channel_options(config.max_message_bytes),
+            interceptors=()
+            if self._tenancy is None
+            else (Guard(self._tenancy, self.observability.denied),),
+        )
+        self._listeners = Listeners(self._server, self._health)
+        self.address = self.health_address = ""
         self.stuck = False
 
-    def _serve(self, teacher_id: str, encoder: Encoder, scheduler: Scheduler) -> ServedTeacher:
-        config = self._config
+    def _serve(
+        self,
+        teacher_id: str,
+        encoder: Encoder,
+        limits: SchedulerConfig,
+        replicas: Sequence[Replica],
+    ) -> ServedTeacher:
+        config, watchers = self._config, self.observability
+        observe = watchers.counts(teacher_id).on_microbatch
+        scheduler = Scheduler(replicas, limits, time.monotonic, observe)
         histories = DrawHistories(encoder.description.schedule, config.history)
         latents = LatentStore(config.latents, time.time)
-        return ServedTeacher(teacher_id, [encoder], scheduler, histories, latents)
+        registered = [teacher for teacher in config.teachers if teacher.id == teacher_id]
+        own = replace(config.limits, **(registered[0].limits if registered else {}))
+
+        def wanted() -> int:
+            pool = self._pools.get(teacher_id)
+            return 1 if pool is None else pool.target
+
+        watchers.watch(teacher_id, scheduler, limits, histories, latents, encoder, wanted)
+        return ServedTeacher(teacher_id, [encoder], scheduler, histories, latents, own)
 
     async def __aenter__(self) -> RunningServer:
+        config = self._config
         self._server.add_generic_rpc_handlers((self._front.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (self._front.service_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        port = self._server.add_insecure_port(self._config.address)
-        self.address = f"{self._config.address.rpartition(':')[0]}:{port}"
+        self._listeners.open(config.address, config.health_address, config.tls)
+        self.address, self.health_address = self._listeners.addresses
+        if config.tenancy is not None and config.tenancy.file is not None:
+            self._listeners.watch(self._tenants_file(config.tenancy), config.tenancy.reload_seconds)
+        await self.observability.start()
         for teacher in self._served.values():
             teacher.scheduler.start()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         for teacher_id, pool in self._pools.items():
             scheduler = self._served[teacher_id].scheduler
             pool.attach(scheduler, waiting_seconds(scheduler))
-        await self._server.start()
+        await self._listeners.start()
         try:
             await self._warm_up()
         except BaseException:
             await self.drain()
             raise
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self.observability.set_state(ready=True)
         return self
+
+    def _tenants(self, served: set[str]) -> Tenancy | None:
+        if self._config.tenancy is None:
+            return None
+        allowed = {t.id: t.tenants for t in self._config.teachers}
+        return Tenancy(
+            self._config.tenancy.tenants,
+            {teacher: allowed.get(teacher) for teacher in served},
+            time.monotonic,
+        )
+
+    def _quota(self, tenant: str) -> Quota | None:
+        found = None if self._tenancy is None else self._tenancy.tenants.get(tenant)
+        if found is None:
+            return None
+        return Quota(found.evaluations_per_second, found.evaluations_in_flight)
+
+    def _tenants_file(self, tenancy: TenancyConfig) -> Watcher[tuple[Tenant, ...]]:
+        file, served = tenancy.file, tuple(self._served)
+        assert file is not None
+        return Watcher(
+            "tenants",
+            [file],
+            tenancy.tenants,
+            lambda: load_tenants(file, served),
+            self._take_tenants,
+        )
+
+    def _take_tenants(self, tenants: Sequence[Tenant]) -> None:
+        assert self._tenancy is not None
+        self._tenancy.replace(tenants)
+        self.observability.know_tenants(tenant.id for tenant in tenants)
+        for teacher in self._served.values():
+            teacher.scheduler.reweigh()
 
     async def _warm_up(self) -> None:
         """Health already answers, so that a slow start is no dead server."""
@@ -158,6 +236,7 @@ class RunningServer:
         ``hurry``, then stop; what is left is answered with DRAINING."""
         # Health first: load balancers turn away before calls are refused.
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.observability.set_state(ready=False, draining=True)
         self._front.drain()
         idle = asyncio.create_task(self._front.wait_idle())
         hurry = asyncio.create_task(self._hurry.wait())
@@ -172,8 +251,8 @@ class RunningServer:
             task.cancel()
         for teacher in self._served.values():
             await teacher.scheduler.stop()
-        # An open health Watch would hold stop() for its whole grace.
-        await self._server.stop(_STOP_SECONDS)
+        await self._listeners.stop()
+        await self.observability.stop()
         executors = (self._device_thread, self._staging_thread, self._workers)
         self.stuck = not await shut_down(executors, _LAST_FORWARD_SECONDS)
         if self.stuck:
@@ -227,7 +306,12 @@ async def serve_until_signalled(
             running.append(server)
             if await _entered(server, stack, signalled):
                 settle_heap()
+                if server.health_address:
+                    _log.info("health alone, in plaintext, on %s", server.health_address)
                 _log.info("serving %s on %s", ", ".join([*teachers, *pools]), server.address)
+                if config.metrics.address:
+                    address = server.observability.metrics_address
+                    _log.info("metrics and status page on http://%s", address)
                 await signalled.wait()
     # gRPC's tasks end a little after its server; cut off by the loop's end they would log errors.
     rest = asyncio.all_tasks() - {asyncio.current_task()}
@@ -251,19 +335,3 @@ async def _entered(server: RunningServer, stack: AsyncExitStack, signalled: asyn
             return False
     await entering
     return not signalled.is_set()
-
-
-def _channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    hard_limit = max_message_bytes + min(max_message_bytes, _HARD_LIMIT_MARGIN)
-    return [
-        ("grpc.max_receive_message_length", hard_limit),
-        ("grpc.max_send_message_length", hard_limit),
-        ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
-        # Two servers on one port would share calls silently.
-        ("grpc.so_reuseport", 0),
-        # Clients may ping an idle connection every 10 s to notice a dead server.
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-    ]

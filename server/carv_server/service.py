@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -14,6 +15,7 @@ from carv.errors import FieldViolation, Reason
 from carv.tensors import encode_tensor, write_tensor
 from carv.v1 import conditioning_pb2, latents_pb2, teacher_pb2
 from carv.v1 import teacher_service_pb2 as pb
+from carv_server.call import Call
 from carv_server.conditioning import ConditioningStore, blend_handle, source_handles
 from carv_server.encode import (
     encode_diagnostics,
@@ -28,13 +30,13 @@ from carv_server.errors import RequestError, invalid
 from carv_server.estimate import estimate_gradient, predict_noise
 from carv_server.history import DrawHistories
 from carv_server.latents import LatentStore, latents_handle
+from carv_server.observability.notes import Sampled
 from carv_server.profile import profile_teacher
 from carv_server.refine.call import refine_gradient
 from carv_server.replicas.protocol import Conditioning, Encoder, ReplicaLost
 from carv_server.request import SMALL_BYTES, DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
 from carv_server.scheduling.outcomes import no_replica
-from carv_server.scheduling.terms import Terms
 from carv_server.teachers.protocol import Source, SourceError
 from carv_server.validation.latents import check_create_latents
 from carv_server.validation.objective import ObjectiveCache
@@ -48,39 +50,22 @@ __all__ = ["Call", "ServedTeacher", "TeacherService"]
 
 _Result = TypeVar("_Result")
 
+# By tenant and teacher: small, but for the tables of the objectives in use.
+_MOST_CONTEXTS = 1024
+
 
 @dataclass(frozen=True)
 class ServedTeacher:
     """A teacher, what describes it and encodes for it, the queue in front of its replicas, what
-    their past draws taught, and the latents kept for it."""
+    their past draws taught, and the latents kept for it. Without limits it
+    has the server's own."""
 
     id: str
     replicas: Sequence[Encoder]
     scheduler: Scheduler
     histories: DrawHistories
     latents: LatentStore
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a handler knows of its call.
-
-    Attributes:
-        started: perf_counter seconds at arrival.
-        deadline: on the scheduler's clock; None where the client set none.
-        caller: the connection that it came by.
-        tenant: whose it is.
-        size: of the request, in bytes.
-    """
-
-    started: float
-    deadline: float | None
-    caller: str = ""
-    tenant: str = ""
-    size: int = 0
-
-    def terms(self, priority: int) -> Terms:
-        return Terms(self.deadline, self.tenant, priority, self.caller)
+    limits: RequestLimits | None = None
 
 
 class TeacherService:
@@ -109,36 +94,42 @@ class TeacherService:
         self._max_message_bytes = max_message_bytes
         self._new_seed = new_seed
         self._workers = workers
-        self._contexts = {name: self._context(teacher) for name, teacher in teachers.items()}
+        # By tenant too: what is kept between requests is private to it.
+        self._contexts: OrderedDict[tuple[str, str], RequestContext] = OrderedDict()
 
     async def list_teachers(
         self, request: pb.ListTeachersRequest, call: Call
     ) -> pb.ListTeachersResponse:
         return pb.ListTeachersResponse(
-            teachers=[self._encode(t, with_schedule=False) for t in self._teachers.values()]
+            teachers=[
+                self._encode(teacher, with_schedule=False)
+                for teacher in self._teachers.values()
+                if call.access.allows(teacher.id)
+            ]
         )
 
     async def get_teacher(self, request: pb.GetTeacherRequest, call: Call) -> pb.GetTeacherResponse:
-        teacher = self._teacher(request.teacher)
+        teacher = self._teacher(request.teacher, call)
         return pb.GetTeacherResponse(teacher=self._encode(teacher, with_schedule=True))
 
     async def create_conditioning(
         self, request: pb.CreateConditioningRequest, call: Call
     ) -> pb.CreateConditioningResponse:
-        teacher = self._teacher(request.teacher)
+        teacher = self._teacher(request.teacher, call)
         digest = teacher.replicas[0].description.digest
         if request.source.WhichOneof("source") == "blend":
             blend, tensors = await self._aside(
-                lambda: check_blend(request.source.blend, self._resolver(teacher))
+                lambda: check_blend(request.source.blend, self._resolver(teacher, call.tenant))
             )
             handle = blend_handle(digest, blend)
-            kept = {handle: self._store.put(handle, teacher.id, tensors)}
+            kept = {handle: self._store.put(handle, teacher.id, tensors, call.tenant)}
             handles = [handle]
         else:
             spec = teacher.replicas[0].description.conditioning
-            source = await self._aside(lambda: check_source(request.source, spec, self._limits))
+            limits = teacher.limits or self._limits
+            source = await self._aside(lambda: check_source(request.source, spec, limits))
             handles = source_handles(digest, source)
-            kept = await self._keep(teacher, source, handles)
+            kept = await self._keep(teacher, source, handles, call.tenant)
         return pb.CreateConditioningResponse(
             conditionings=[
                 conditioning_pb2.Conditioning(handle=h, expire_time=encode_time(kept[h]))
@@ -150,13 +141,14 @@ class TeacherService:
     async def create_latents(
         self, request: pb.CreateLatentsRequest, call: Call
     ) -> pb.CreateLatentsResponse:
-        teacher = self._teacher(request.teacher)
+        teacher = self._teacher(request.teacher, call)
         description, store = teacher.replicas[0].description, teacher.latents
+        limits = teacher.limits or self._limits
 
         def keep() -> latents_pb2.Latents:
-            checked = check_create_latents(request, description, self._limits, store.config)
+            checked = check_create_latents(request, description, limits, store.config)
             handle = latents_handle(description.digest, request.latents)
-            expires = store.put(handle, checked)
+            expires = store.put(handle, checked, call.tenant)
             return latents_pb2.Latents(handle=handle, expire_time=encode_time(expires))
 
         return pb.CreateLatentsResponse(
@@ -166,13 +158,25 @@ class TeacherService:
     async def estimate_gradient(
         self, request: pb.EstimateGradientRequest, call: Call
     ) -> pb.EstimateGradientResponse:
-        teacher = self._teacher(request.teacher)
-        context = self._contexts[teacher.id]
+        teacher = self._teacher(request.teacher, call)
+        context = self._context(teacher, call.tenant)
         checked = await self._checked(call, lambda: check_estimate(request, context))
-        estimate = await estimate_gradient(
-            checked, teacher.scheduler, teacher.histories, call.terms(request.priority)
-        )
+        with call.charged(checked.evaluations):
+            estimate = await estimate_gradient(
+                checked, teacher.scheduler, teacher.histories, call.terms(request.priority)
+            )
         spec, sampling, halves = checked.draws, estimate.sampling, estimate.half_estimates
+        draws = estimate.draws_spent
+        call.notes.spent(draws, estimate.evaluations, estimate.compute_seconds)
+        call.notes.sampled = Sampled(
+            checked.objective,
+            tuple([branch.use_reference for branch in checked.branches]),
+            spec.history if isinstance(spec, DrawSpec) else "",
+            sampling,
+            estimate.noise_variance,
+            estimate.effective_sample_size,
+            draws // len(checked.latents),
+        )
         reply = pb.EstimateGradientResponse(
             diagnostics=encode_diagnostics(estimate),
             teacher_digest=teacher.replicas[0].description.digest,
@@ -180,7 +184,7 @@ class TeacherService:
             sampling=encode_sampling(sampling, spec.draws, spec.history)
             if isinstance(spec, DrawSpec) and sampling is not None
             else None,
-            draws_spent=estimate.draws_spent,
+            draws_spent=draws,
             evaluations_spent=estimate.evaluations,
             timings=_timings(call, estimate.queue_seconds, estimate.compute_seconds),
             draw_table=encode_draws(estimate) if checked.return_draws else None,
@@ -192,17 +196,31 @@ class TeacherService:
     async def refine_gradient(
         self, request: pb.RefineGradientRequest, call: Call
     ) -> AsyncGenerator[pb.RefineGradientResponse]:
-        teacher = self._teacher(request.teacher)
-        checked = await self._aside(lambda: check_refine(request, self._contexts[teacher.id]))
+        teacher = self._teacher(request.teacher, call)
+        context = self._context(teacher, call.tenant)
+        checked = await self._aside(lambda: check_refine(request, context))
+        call.notes.checked()
         refinement = refine_gradient(
             checked,
             teacher.scheduler,
             teacher.histories,
-            call.terms(request.priority),
+            call.metered_terms(request.priority),
             self._workers,
         )
         async with aclosing(refinement) as means:
             async for refined in means:
+                call.notes.spent(
+                    refined.draws_spent, refined.evaluations_spent, refined.compute_seconds
+                )
+                call.notes.sampled = Sampled(
+                    checked.objective,
+                    tuple([branch.use_reference for branch in checked.branches]),
+                    checked.history,
+                    refined.sampling,
+                    refined.noise_variance,
+                    None,
+                    0,
+                )
                 yield encode_refined(
                     refined,
                     history=checked.history,
@@ -214,38 +232,47 @@ class TeacherService:
     async def predict_noise(
         self, request: pb.PredictNoiseRequest, call: Call
     ) -> pb.PredictNoiseResponse:
-        teacher = self._teacher(request.teacher)
-        context = self._contexts[teacher.id]
+        teacher = self._teacher(request.teacher, call)
+        context = self._context(teacher, call.tenant)
         checked = await self._checked(call, lambda: check_predict(request, context))
-        prediction = await predict_noise(checked, teacher.scheduler, call.terms(request.priority))
+        draws = checked.plan.timesteps.size
+        with call.charged(draws):
+            prediction = await predict_noise(
+                checked, teacher.scheduler, call.terms(request.priority)
+            )
+        call.notes.spent(draws, prediction.evaluations, prediction.compute_seconds)
         return pb.PredictNoiseResponse(
             noise_prediction=encode_tensor(prediction.noise),
             teacher_digest=teacher.replicas[0].description.digest,
             seed=checked.seed,
             evaluations_spent=prediction.evaluations,
-            draws_spent=checked.plan.timesteps.size,
+            draws_spent=draws,
             timings=_timings(call, prediction.queue_seconds, prediction.compute_seconds),
         )
 
     async def profile_teacher(
         self, request: pb.ProfileTeacherRequest, call: Call
     ) -> AsyncGenerator[pb.ProfileTeacherResponse]:
-        teacher = self._teacher(request.teacher)
-        checked = await self._aside(lambda: check_profile(request, self._contexts[teacher.id]))
+        teacher = self._teacher(request.teacher, call)
+        context = self._context(teacher, call.tenant)
+        checked = await self._aside(lambda: check_profile(request, context))
+        call.notes.checked()
         description = teacher.replicas[0].description
         measuring = profile_teacher(
             checked,
             description.schedule,
             teacher.scheduler,
             teacher.histories,
-            call.terms(request.priority),
+            call.metered_terms(request.priority),
         )
         async with aclosing(measuring) as steps:
             async for step in steps:
                 profile = None
                 if step.result is not None:
+                    measured = step.result
+                    call.notes.spent(measured.draws, measured.evaluations, 0.0)
                     profile = encode_profile(
-                        step.result,
+                        measured,
                         checked.objective,
                         evaluation_seconds=teacher.scheduler.evaluation_seconds,
                         digest=description.digest,
@@ -253,16 +280,20 @@ class TeacherService:
                     )
                 yield pb.ProfileTeacherResponse(progress=step.share, profile=profile)
 
-    def _teacher(self, teacher_id: str) -> ServedTeacher:
-        if not teacher_id:
-            return next(iter(self._teachers.values()))
-        teacher = self._teachers.get(teacher_id)
+    def _teacher(self, teacher_id: str, call: Call) -> ServedTeacher:
+        access, known = call.access, self._teachers
+        if access.teachers is not None:
+            known = {name: found for name, found in known.items() if access.allows(name)}
+        first = next(iter(known), teacher_id)
+        teacher = known.get(teacher_id or first)
         if teacher is None:
-            known = ", ".join(self._teachers)
-            message = f"no teacher {teacher_id[:80]!r} here; known: {known}"
-            raise RequestError(
-                Reason.TEACHER_NOT_FOUND, message, violations=[FieldViolation("teacher", message)]
-            )
+            # A tenant that may not use all does not learn which others there are.
+            own = access.teachers is not None
+            named = f"no teacher {teacher_id[:80]!r} {'for you' if own else 'here'}"
+            message = f"{named}; known: {', '.join(known) or 'none'}"
+            reason = Reason.TEACHER_NOT_ALLOWED if own else Reason.TEACHER_NOT_FOUND
+            raise RequestError(reason, message, violations=[FieldViolation("teacher", message)])
+        call.notes.teacher = teacher.id
         return teacher
 
     def _encode(self, teacher: ServedTeacher, *, with_schedule: bool) -> teacher_pb2.Teacher:
@@ -271,36 +302,44 @@ class TeacherService:
             teacher.id,
             replica.description,
             device=replica.device,
-            limits=self._limits,
+            limits=teacher.limits or self._limits,
             kept_latents=teacher.latents.config,
             max_message_bytes=self._max_message_bytes,
             evaluation_seconds=teacher.scheduler.evaluation_seconds,
             with_schedule=with_schedule,
         )
 
-    def _context(self, teacher: ServedTeacher) -> RequestContext:
-        return RequestContext(
-            teacher.replicas[0].description,
-            self._limits,
-            self._max_message_bytes,
-            self._resolver(teacher),
-            teacher.latents.get,
-            ObjectiveCache(),
-            self._new_seed,
-        )
+    def _context(self, teacher: ServedTeacher, tenant: str) -> RequestContext:
+        key = (tenant, teacher.id)
+        context = self._contexts.get(key)
+        if context is None:
+            context = self._contexts[key] = RequestContext(
+                teacher.replicas[0].description,
+                teacher.limits or self._limits,
+                self._max_message_bytes,
+                self._resolver(teacher, tenant),
+                lambda handle: teacher.latents.get(handle, tenant),
+                ObjectiveCache(),
+                self._new_seed,
+            )
+            if len(self._contexts) > _MOST_CONTEXTS:
+                self._contexts.popitem(last=False)
+        return context
 
-    def _resolver(self, teacher: ServedTeacher) -> Callable[[str], Conditioning | None]:
-        return lambda handle: self._store.get(handle, teacher.id)
+    def _resolver(
+        self, teacher: ServedTeacher, tenant: str
+    ) -> Callable[[str], Conditioning | None]:
+        return lambda handle: self._store.get(handle, teacher.id, tenant)
 
     async def _keep(
-        self, teacher: ServedTeacher, source: Source, handles: Sequence[str]
+        self, teacher: ServedTeacher, source: Source, handles: Sequence[str], tenant: str
     ) -> dict[str, float]:
-        """Encode a source and keep its rows; wall-clock expiry by handle. What is kept already is
-        not encoded again."""
-        kept = {handle: self._store.get(handle, teacher.id) for handle in handles}
+        """Encode a source and keep its rows; wall-clock expiry by handle. What the tenant has
+        kept already is not encoded again."""
+        kept = {handle: self._store.get(handle, teacher.id, tenant) for handle in handles}
         if all(kept.values()):
             return {
-                handle: self._store.put(handle, teacher.id, conditioning.tensors)
+                handle: self._store.put(handle, teacher.id, conditioning.tensors, tenant)
                 for handle, conditioning in kept.items()
                 if conditioning is not None
             }
@@ -313,12 +352,14 @@ class TeacherService:
         except ReplicaLost as error:
             raise no_replica(str(error)) from None
         return {
-            handle: self._store.put(handle, teacher.id, row)
+            handle: self._store.put(handle, teacher.id, row, tenant)
             for handle, row in zip(handles, rows, strict=True)
         }
 
     async def _checked(self, call: Call, check: Callable[[], _Result]) -> _Result:
-        return check() if call.size <= SMALL_BYTES else await self._aside(check)
+        checked = check() if call.size <= SMALL_BYTES else await self._aside(check)
+        call.notes.checked()
+        return checked
 
     async def _aside(self, function: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._workers, function)

@@ -45,7 +45,11 @@ def as_request_error(error: Exception, what: str) -> RequestError:
 def status_of(error: RequestError) -> rpc.Status:
     """The rich status, cut to what a call's trailing metadata may hold."""
     details = ErrorDetails(
-        error.reason.value, error.metadata, _first(error.violations), error.retry_delay_seconds
+        error.reason.value,
+        error.metadata,
+        _first(error.violations),
+        error.retry_delay_seconds,
+        error.quota_violations,
     )
     return make_status(STATUS_CODES[error.reason], _shortened(error.message), details)
 

@@ -12,6 +12,7 @@ from carv.errors import (
     STATUS_CODES,
     ErrorDetails,
     FieldViolation,
+    QuotaViolation,
     Reason,
     decode_status,
     encode_status,
@@ -22,6 +23,7 @@ DETAILS = ErrorDetails(
     metadata={"teacher": "mixture", "limit": "64"},
     violations=(FieldViolation("latents.shape", "[1]"), FieldViolation("sampling.draws", "0")),
     retry_delay_seconds=1.25,
+    quota_violations=(QuotaViolation("tenant:a", "evaluations_per_second: 8"),),
 )
 
 
@@ -45,8 +47,9 @@ def test_google_reads_what_we_write() -> None:
     assert (status.code, status.message) == (code_pb2.INVALID_ARGUMENT, "no")
     info = error_details_pb2.ErrorInfo()
     bad = error_details_pb2.BadRequest()
+    quota = error_details_pb2.QuotaFailure()
     retry = error_details_pb2.RetryInfo()
-    for detail, message in zip(status.details, (info, bad, retry), strict=True):
+    for detail, message in zip(status.details, (info, bad, quota, retry), strict=True):
         assert detail.Unpack(message)
     assert (info.reason, info.domain, dict(info.metadata)) == (
         "INVALID_FIELD",
@@ -56,6 +59,9 @@ def test_google_reads_what_we_write() -> None:
     assert [(v.field, v.description) for v in bad.field_violations] == [
         ("latents.shape", "[1]"),
         ("sampling.draws", "0"),
+    ]
+    assert [(v.subject, v.description) for v in quota.violations] == [
+        ("tenant:a", "evaluations_per_second: 8")
     ]
     assert (retry.retry_delay.seconds, retry.retry_delay.nanos) == (1, 250_000_000)
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 
-from carv_server.replicas.forward import evaluate
+from carv_server.replicas.forward import Forward, Inputs, evaluate
 from carv_server.replicas.inprocess import InProcessReplica
-from carv_server.replicas.protocol import Conditioning, WorkResult
+from carv_server.replicas.protocol import Conditioning, MicrobatchResult, Work, WorkResult
 from carv_server.teachers.protocol import Unconditional
 from carv_server.teachers.simulated import DeviceTiming, SimulatedTeacher
 from tests.replicas.works import make
@@ -40,6 +41,50 @@ def test_overlapped_forwards_give_the_same_and_spend_nothing_on_the_dead() -> No
         kept = [i for i in range(5) if i != 1]
         _assert_same([some.results[i] for i in kept], [expected[i] for i in kept])
         assert none.results == [None] * 5 and none.seconds < 0.005
+
+    asyncio.run(scenario())
+
+
+class _Streams:
+    """The steps of ``DeviceStreams`` on a CPU; notes how many works each began with."""
+
+    def __init__(self, forward: Forward) -> None:
+        self._forward = forward
+        self.prepared: list[int] = []
+
+    def prepare(self, works: Sequence[Work]) -> Inputs:
+        self.prepared.append(len(works))
+        return self._forward.inputs(self._forward.stage(works))
+
+    def launch(self, prepared: Inputs) -> tuple[Inputs, torch.Tensor]:
+        return prepared, self._forward.predict(prepared)
+
+    def finish(self, launched: tuple[Inputs, torch.Tensor]) -> MicrobatchResult:
+        return MicrobatchResult(self._forward.results(*launched), 1.0)
+
+
+def test_a_launched_microbatch_leaves_out_the_dead() -> None:
+    """As on a CUDA device, where the forward is launched and waited for in different threads."""
+    teacher = SimulatedTeacher((4, 8, 8), DeviceTiming(0.0, 0.0))
+    (row,) = teacher.encode(Unconditional())
+    works = [make(teacher, [Conditioning("none", row)], seed, draws=3) for seed in range(5)]
+    expected = evaluate(teacher, works)
+
+    async def scenario() -> None:
+        with ThreadPoolExecutor(1) as device, ThreadPoolExecutor(2) as staging:
+            replica = InProcessReplica(teacher, device, 64, staging)
+            streams = _Streams(Forward(teacher, 64))
+            replica._streams = streams  # pyright: ignore[reportAttributeAccessIssue]
+            every = await replica.run(works, lambda _: True)
+            some = await replica.run(works, lambda index: index != 1)
+            none = await replica.run(works, lambda _: False)
+        assert streams.prepared == [5, 5, 4, 5]
+        assert (every.seconds, some.seconds, none.seconds) == (1.0, 1.0, 0.0)
+        _assert_same(every.results, expected)
+        kept = [i for i in range(5) if i != 1]
+        assert some.results[1] is None
+        _assert_same([some.results[i] for i in kept], [expected[i] for i in kept])
+        assert none.results == [None] * 5
 
     asyncio.run(scenario())
 

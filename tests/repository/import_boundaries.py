@@ -21,18 +21,24 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
     ("bench",),  # reads the demo's scenes and encoder
-    ("serve_command", "profile_plot", "demo"),  # the subcommands
+    ("serve_command", "config_command", "profile_plot", "demo"),  # the subcommands
     ("serve",),  # the composition root
-    ("front", "gradient_stream", "admission", "messages", "statuses"),  # the gRPC front
+    # the gRPC front
+    ("front", "guard", "listeners", "gradient_stream", "admission", "messages", "statuses"),
     ("prepare", "pools"),  # registrations to teachers that are ready to serve
+    ("configured",),  # settings to the parts' own configuration
     ("config",),  # gathers the parts' own settings; no part reads it
     ("service",),
     ("encode",),
+    ("call",),
+    ("observability",),  # reads what is below, and is told by what is above
     ("validation", "refine", "profile", "request", "estimate", "conditioning", "latents", "store"),
     ("scheduler",),
     ("scheduling", "history"),
     ("replicas",),
+    ("settings",),  # flags, environment and file, checked
     ("teachers",),
+    ("tenants", "tls"),  # who may call, and how it is encrypted
     ("errors",),  # plain exceptions that any of the above may raise
     ("sampling",),
     ("host", "ending"),  # the machine under the process, and its end
@@ -83,6 +89,26 @@ FORBIDDEN = (
             "carv_server.sampling",  # above
             "carv_server.bench.peers.scripts",  # programs in environments of their own
         ),
+    ),
+    Forbidden(
+        ("carv_server",),
+        frozenset({"opentelemetry"}),
+        "tracing is an extra, and one module speaks to it",
+        but=(
+            "carv_server.observability.tracing",
+            "carv_server.sampling",
+        ),
+    ),
+    Forbidden(
+        ("carv_server",),
+        frozenset({"prometheus_client"}),
+        "one package speaks to Prometheus",
+        but=("carv_server.observability", "carv_server.sampling"),
+    ),
+    Forbidden(
+        ("carv_server.observability",),
+        _TRANSPORT | _MODEL_LIBRARIES | {"torch"},
+        "what operators see is counted in plain numbers, of any transport and model",
     ),
     Forbidden(
         ("carv_server",),

@@ -15,7 +15,7 @@ STATUS = health_pb2.HealthCheckResponse
 
 
 def _probe(*arguments: str) -> tuple[int, str]:
-    command = [sys.executable, str(ROOT / "deploy/healthcheck.py"), *arguments]
+    command = [sys.executable, str(ROOT / "deploy/docker/healthcheck.py"), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     return result.returncode, result.stderr
 

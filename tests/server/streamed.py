@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, cast
 
 import grpc.aio
@@ -20,8 +21,14 @@ _EOF: Any = cast(Any, grpc.aio).EOF
 class Stream:
     """Every wait is bounded."""
 
-    def __init__(self, channel: grpc.aio.Channel, timeout: float | None = None) -> None:
-        self.call: Any = channel.stream_stream(path("StreamGradients"))(timeout=timeout)
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        timeout: float | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        method = channel.stream_stream(path("StreamGradients"))
+        self.call: Any = method(timeout=timeout, metadata=metadata)
 
     async def ask(
         self, number: int, request: pb.EstimateGradientRequest, seconds: float | None = None

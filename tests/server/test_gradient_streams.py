@@ -18,6 +18,7 @@ from carv.v1 import teacher_service_pb2 as pb
 from carv_server.admission import Admission
 from carv_server.gradient_stream import GradientStream
 from carv_server.messages import MessageParser
+from carv_server.observability.observability import Observability
 from carv_server.request import RequestLimits
 from carv_server.service import Call
 from tests.server.streamed import Stream, details_of
@@ -449,7 +450,15 @@ def test_a_client_that_reads_nothing_is_read_no_further() -> None:
         with ThreadPoolExecutor(1) as workers:
             admission = Admission(1 << 20)
             stream = GradientStream(
-                write, estimate, admission, MessageParser(workers), time.monotonic, None, "", most
+                write,
+                estimate,
+                admission,
+                MessageParser(workers),
+                time.monotonic,
+                None,
+                "",
+                most,
+                Observability().begin("StreamGradients", "", lambda: ()),
             )
             running = asyncio.create_task(stream.run(requests()))
             for _ in range(200):

@@ -21,6 +21,8 @@ def test_bucket_sizes() -> None:
     assert bucket_sizes(1) == [1]
     assert bucket_sizes(8) == [1, 2, 4, 8]
     assert bucket_sizes(12) == [1, 2, 4, 8, 12]
+    assert bucket_sizes(1, half_steps=True) == [1]
+    assert bucket_sizes(20, half_steps=True) == [1, 2, 3, 4, 6, 8, 12, 16, 20]
 
 
 class Recording(Wrapped):

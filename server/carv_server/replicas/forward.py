@@ -128,8 +128,9 @@ class Forward:
         assert staged.ready is not None
         stream = torch.cuda.current_stream(self.teacher.device)
         stream.wait_event(staged.ready)
-        for tensor in (staged.latents, *staged.values.values()):
-            tensor.record_stream(stream)  # or the copies' allocator would reuse it too early
+        # Or the copies' allocator would reuse them too early; the values are one block.
+        for tensor in (staged.latents, next(iter(staged.values.values()))):
+            tensor.record_stream(stream)
 
     def _noise(self, staged: Staged) -> torch.Tensor | None:
         """eps of every draw, float32 [n, *event_shape]; None where no draw has any use for it."""

@@ -11,9 +11,9 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from carv_server.replicas.device_streams import DeviceStreams, Launched
 from carv_server.replicas.forward import Forward, Inputs
 from carv_server.replicas.protocol import MicrobatchResult, Wanted, Work, WorkResult
-from carv_server.replicas.staging import Staged
 from carv_server.replicas.warmup import warm_up
 from carv_server.teachers.protocol import Source, Teacher, TeacherDescription, Tensors
 
@@ -58,6 +58,7 @@ class InProcessReplica:
         self._device_seconds = 0.0
         self._present = 0
         self._forward = Forward(teacher, max_rows)
+        self._streams = DeviceStreams(self._forward) if self._on_cuda else None
 
     @property
     def description(self) -> TeacherDescription:
@@ -88,10 +89,8 @@ class InProcessReplica:
         try:
             if self._staging is None:
                 return await self._call(lambda: self._whole(works, wanted))
-            if self._on_cuda:
-                # The device does the arithmetic in the order it is given: laid out ahead is enough.
-                staged = await self._beside(lambda: self._forward.stage(works))
-                return await self._call(lambda: self._timed(works, wanted, staged))
+            if self._streams is not None:
+                return await self._launched(self._streams, works, wanted)
             alone = self._present == 1
             if not alone and self._device_seconds >= _WORTH_OVERLAPPING_SECONDS:
                 return await self._overlapped(works, wanted)
@@ -138,20 +137,35 @@ class InProcessReplica:
         inputs = forward.inputs(forward.stage([works[index] for index in kept]))
         start = time.perf_counter()
         predictions = forward.predict(inputs)
+        if self._on_cuda:  # so far it is only launched
+            torch.cuda.current_stream(self._teacher.device).synchronize()
         seconds = self._device_seconds = time.perf_counter() - start
         found = forward.results(inputs, predictions)
         for index, result in zip(kept, found, strict=True):
             results[index] = result
         return MicrobatchResult(results, seconds)
 
-    def _timed(self, works: Sequence[Work], wanted: Wanted, staged: Staged) -> MicrobatchResult:
-        """All steps but the staging, on a device that runs behind the host: results are on the
-        host when they return, so that nothing is left to wait for."""
-        start = time.perf_counter()
-        if not all(map(wanted, range(len(works)))):
-            return self._whole(works, wanted)
-        found = self._forward.compute(staged)
-        return MicrobatchResult(found, time.perf_counter() - start)
+    async def _launched(
+        self, streams: DeviceStreams, works: Sequence[Work], wanted: Wanted
+    ) -> MicrobatchResult:
+        """As ``_overlapped``, but that the device's thread only launches."""
+        results: list[WorkResult | None] = [None] * len(works)
+        kept = list(range(len(works)))
+        while kept:
+            those = [works[index] for index in kept]
+            prepared = await self._beside(lambda: streams.prepare(those))  # noqa: B023
+
+            def launch() -> Launched | None:
+                return streams.launch(prepared) if all(map(wanted, kept)) else None  # noqa: B023
+
+            launched = await self._call(launch)
+            if launched is not None:
+                found = await self._beside(lambda: streams.finish(launched))  # noqa: B023
+                for index, result in zip(kept, found.results, strict=True):
+                    results[index] = result
+                return MicrobatchResult(results, found.seconds)
+            kept = [index for index in kept if wanted(index)]  # rare: laid out again
+        return MicrobatchResult(results, 0.0)
 
     async def _beside(self, function: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._staging, function)

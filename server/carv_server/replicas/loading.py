@@ -14,6 +14,7 @@ from carv_server.replicas.precision import (
 )
 from carv_server.replicas.row_limit import is_out_of_memory
 from carv_server.teachers.compiling import Compilable
+from carv_server.teachers.hashes import verify_weights
 from carv_server.teachers.protocol import Teacher
 from carv_server.teachers.registry import TeacherRegistration, load_teacher
 
@@ -23,11 +24,20 @@ _log = logging.getLogger(__name__)
 
 
 def load_in(registration: TeacherRegistration, device: torch.device, dtype: str) -> Teacher:
-    """In a number format by name, or in what the device is good at; with its error measured."""
+    """In a number format by name, or in what the device is good at; with its error measured.
+
+    Raises:
+        TeacherFolderError: the folder cannot be served, or a digest is not as it was stated.
+    """
+    if registration.sha256:
+        verify_weights(registration.folder, registration.sha256)
 
     def load(dtype: torch.dtype) -> Teacher:
         return load_teacher(registration, device=device, dtype=dtype)
 
+    if device.type == "cuda":
+        # Else convolutions in "float32" keep ten bits, and a digest means two things.
+        torch.backends.cudnn.allow_tf32 = False
     reduced = reduced_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     exact = load(torch.float32)
     if reduced in (None, torch.float32) or not isinstance(exact, Compilable):

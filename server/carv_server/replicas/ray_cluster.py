@@ -56,7 +56,7 @@ class RayCluster:
         free: Mapping[str, float] = self._ray.available_resources()
         return {name: free.get(name, 0.0) for name in ("CPU", "GPU")}
 
-    def spawn(self, kind: type, *, cpus: float, gpus: float) -> Any:
+    def spawn(self, kind: type, *arguments: Any, cpus: float, gpus: float) -> Any:
         """An actor, created once there is a place for it: a handle at once.
 
         Ray restarts none of them: the front would not know that a worker is another one.
@@ -73,7 +73,7 @@ class RayCluster:
             enable_task_events=False,
         )
         try:
-            return actor.remote()
+            return actor.remote(*arguments)
         except self._ray.exceptions.RayError as error:
             raise ReplicaStartError(_first_line(error)) from error
 

@@ -165,7 +165,9 @@ class RayPool:
         raise ReplicaLost("no replica of the teacher is there to encode on")
 
     def _spawn(self) -> RayReplica:
-        actor = self._cluster.spawn(Worker, cpus=self._config.cpus_per_replica, gpus=self._gpus)
+        actor = self._cluster.spawn(
+            Worker, True, cpus=self._config.cpus_per_replica, gpus=self._gpus
+        )
         return RayReplica(
             self._cluster, actor, self._settings, self._config, self._latents, self._clock
         )

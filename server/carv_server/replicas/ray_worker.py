@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from carv_server.host import keep_freed_memory
+from carv_server.host import keep_freed_memory, settle_heap
 from carv_server.replicas.inprocess import InProcessReplica
 from carv_server.replicas.loading import load_in
 from carv_server.replicas.protocol import Conditioning
@@ -48,15 +48,20 @@ class Worker:
     Every method is a coroutine on the actor's own event loop, so that probes are answered while a
     forward runs in its thread. Replies are dictionaries: ``{"raised": ...}`` where the teacher
     raised.
+
+    Args:
+        own_process: whether nothing else lives in this process, so that its memory may be laid
+            out for the worker.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own_process: bool = False) -> None:
         # Arrays in shared memory are read-only, and nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._staging = ThreadPoolExecutor(2, thread_name_prefix="staging")
         self._replica: InProcessReplica | None = None
         self._conditionings: OrderedDict[str, Conditioning] = OrderedDict()
+        self._own_process = own_process
 
     async def ping(self) -> int:
         """This process's id: proof that it still schedules."""
@@ -95,6 +100,8 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - crosses as text, whatever it is
             return {"refused": f"{type(error).__name__}: {error}"}
         self._replica = replica
+        if self._own_process:
+            settle_heap()
         return {
             "description": pack_description(teacher.description),
             "device": teacher.device.type,

@@ -255,12 +255,12 @@ def _send(
         return latents, {name: torch.from_numpy(array) for name, array in arrays.items()}, None
     # From pinned memory a copy does not hold up the host.
     pinned = device.type == "cuda"
-    rows = torch.empty(
-        sum(map(len, pieces)), *pieces[0].shape[1:], dtype=torch.float32, pin_memory=pinned
-    )
-    np.concatenate(pieces, out=rows.numpy())
-    packed = pack(arrays, pinned)
-    with torch.cuda.stream(stream):  # None changes nothing
+    size = sum(map(len, pieces))
+    # None changes nothing. A stream brings its device, which pinned memory then belongs to.
+    with torch.cuda.stream(stream):
+        rows = torch.empty(size, *pieces[0].shape[1:], dtype=torch.float32, pin_memory=pinned)
+        np.concatenate(pieces, out=rows.numpy())
+        packed = pack(arrays, pinned)
         latents = rows.to(device, non_blocking=True)
         sent = packed.to(device, non_blocking=True)
         ready = None

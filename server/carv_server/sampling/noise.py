@@ -5,6 +5,7 @@ The law and the counter layout are those of ``carv.noise``, which is the numpy r
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -13,10 +14,14 @@ import numpy.typing as npt
 import torch
 
 from carv.noise import DOMAIN_NOISE
+from carv_server.sampling.fused_noise import fused_lanes
 from carv_server.sampling.philox import noise_words, philox4x32
 
 __all__ = ["draw_noise"]
 
+_log = logging.getLogger(__name__)
+
+_fuses = True  # whether torch can compile kernels, as far as is known
 # Counters at a time on a CPU: six arrays of their words, 8 bytes each, in the second-level cache.
 _COUNTERS = 1 << 13
 _SCALE = 2.0**-24  # words are cut to the 24 bits that float32 holds exactly
@@ -41,9 +46,29 @@ def draw_noise(
     """
     size = math.prod(event_shape)
     blocks = -(-size // 4)
-    on_cpu = seeds.device.type == "cpu"
-    lanes = (_on_cpu if on_cpu else _on_device)(seeds, renders, indices, blocks)
+    match seeds.device.type:
+        case "cpu":
+            lanes = _on_cpu(seeds, renders, indices, blocks)
+        case "cuda":
+            lanes = _on_cuda(seeds, renders, indices, blocks)
+        case _:
+            lanes = _on_device(seeds, renders, indices, blocks)
     return lanes.flatten(1)[:, :size].reshape(-1, *event_shape)
+
+
+def _on_cuda(
+    seeds: torch.Tensor, renders: torch.Tensor, indices: torch.Tensor, blocks: int
+) -> torch.Tensor:
+    global _fuses
+    if _fuses:
+        try:
+            return fused_lanes(seeds, renders, indices, blocks, DOMAIN_NOISE)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ImportError, AttributeError) as error:
+            _fuses = False
+            _log.warning("noise by many small kernels, since none can be compiled: %s", error)
+    return _on_device(seeds, renders, indices, blocks)
 
 
 def _on_device(

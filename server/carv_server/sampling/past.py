@@ -26,6 +26,7 @@ __all__ = [
     "BINS",
     "DrawStatistics",
     "Past",
+    "bin_of_timesteps",
     "empty_statistics",
     "past_on_grid",
     "record_batches",
@@ -74,6 +75,11 @@ class Past:
     root_second_moment: Float64Array
     noise_slope: Float64Array
     root_controlled_moment: Float64Array
+
+
+def bin_of_timesteps(schedule: Schedule) -> Int64Array:
+    """Which bin draws of each timestep are counted in, int64 [N]."""
+    return _grid(schedule).slots[0]
 
 
 def empty_statistics() -> DrawStatistics:

@@ -126,7 +126,7 @@ class FairQueue(Generic[J]):
 
     Args:
         budget: evaluations of a full microbatch.
-        weights: by tenant; 1 for those not named.
+        weights: by tenant; 1 for those not named. May change; see ``reweigh``.
     """
 
     def __init__(self, budget: int, weights: Mapping[str, float]) -> None:
@@ -167,6 +167,12 @@ class FairQueue(Generic[J]):
             for name, tenant in self._tenants.items()
             if tenant.requests
         }
+
+    def reweigh(self) -> None:
+        """Take weights anew: of what is served from now on, not of what was."""
+        for name, tenant in self._tenants.items():
+            tenant.weight = self._weight(name)
+        self._waiting_weight = sum(t.weight for t in self._tenants.values() if t.requests)
 
     def jobs(self) -> list[J]:
         """All that waits, in no order."""

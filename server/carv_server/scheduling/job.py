@@ -101,6 +101,11 @@ class Job:
         return self.terms.priority
 
     @property
+    def started(self) -> float | None:
+        """Clock reading when the first microbatch took some of it."""
+        return self._started
+
+    @property
     def over(self) -> bool:
         """Answered, failed or abandoned: nothing of it needs computing."""
         return self.done.done()

@@ -19,6 +19,7 @@ class MicrobatchReport:
         evaluations: rows that the teacher saw; ``fill`` is their share of the budget.
         seconds: of the forward.
         held_seconds: how long it waited on an idle device for requests that were expected.
+        waits: of the requests that it was the first microbatch of, seconds since submission.
     """
 
     requests: int
@@ -26,6 +27,7 @@ class MicrobatchReport:
     fill: float
     seconds: float
     held_seconds: float
+    waits: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class SchedulerSnapshot:
         mean_fill: mean share of the budget that a microbatch used.
         held_seconds: that devices idled for requests that were expected.
         answered, failed, expired, cancelled: requests; ``refused``: at a full queue.
-        lost_microbatches: with their replicas.
+        lost_microbatches: with their replicas; ``retried``: parts of requests that went back into
+            the queue for it.
     """
 
     waiting: Waiting
@@ -66,6 +69,7 @@ class SchedulerSnapshot:
     cancelled: int
     refused: int
     lost_microbatches: int
+    retried: int
 
 
 @dataclass
@@ -82,3 +86,4 @@ class Tally:
     cancelled: int = 0
     refused: int = 0
     lost_microbatches: int = 0
+    retried: int = 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 
 from carv_server.replicas.protocol import MicrobatchResult, Replica, ReplicaLost
@@ -24,6 +26,7 @@ from carv_server.scheduling.outcomes import (
 )
 from carv_server.scheduling.returns import ReturnForecast
 from carv_server.scheduling.snapshot import MicrobatchReport, ReplicaSnapshot, Tally
+from carv_server.scheduling.trace import Part, note_run
 
 __all__ = ["Floor", "ReplicaWorker"]
 
@@ -55,6 +58,7 @@ class Floor:
         clock: monotonic seconds, callable in any thread.
         lost: told of a worker whose replica is gone, once its work is back in the queue.
         observe: told of every microbatch that ran.
+        numbers: of replicas and of traced microbatches.
     """
 
     queue: FairQueue[Job]
@@ -65,6 +69,7 @@ class Floor:
     lost: Callable[[ReplicaWorker], None]
     observe: Callable[[MicrobatchReport], None] | None = None
     workers: list[ReplicaWorker] = field(default_factory=list["ReplicaWorker"])
+    numbers: Iterator[int] = field(default_factory=itertools.count)
 
 
 @dataclass(eq=False)
@@ -96,6 +101,7 @@ class ReplicaWorker:
     def __init__(self, replica: Replica, floor: Floor) -> None:
         self.replica = replica
         self._floor = floor
+        self._name = str(next(floor.numbers))
         self._cost = CostModel()
         self._overhead = _FIRST_OVERHEAD_SECONDS
         self._running: list[_Microbatch] = []
@@ -252,7 +258,8 @@ class ReplicaWorker:
             held_seconds=held,
         )
         self._running.append(microbatch)
-        task = self._loop.create_task(self._run(microbatch))
+        # It belongs to no one request, whosever arrival it was that called for it.
+        task = self._loop.create_task(self._run(microbatch), context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -262,10 +269,13 @@ class ReplicaWorker:
             try:
                 result = await self._evaluate(slices)
             except ReplicaLost:
+                self._trace(microbatch, 0.0, "lost")
                 self._lose(microbatch, slices)
             except Exception as error:  # noqa: BLE001 - whatever a teacher raises fails its request
+                self._trace(microbatch, 0.0, "raised")
                 await self._one_by_one(microbatch, error)
             else:
+                self._trace(microbatch, result.seconds, "ran")
                 self._measure(microbatch, result)
                 self._expect_returns(microbatch)
                 # The device comes first: the answers take the event loop a while.
@@ -323,6 +333,7 @@ class ReplicaWorker:
             # Out and in again: what is counted of a job in the queue never changes under it.
             floor.queue.discard(item.job)
             item.job.give_back(item)
+            floor.tally.retried += 1
             if item.attempts >= _ATTEMPTS_IN_COMPANY:
                 item.job.isolate()
             floor.queue.push(item.job, ahead=True)
@@ -346,15 +357,31 @@ class ReplicaWorker:
         tally.evaluations += evaluations
         tally.held_seconds += microbatch.held_seconds
         if floor.observe is not None:
+            begun = [job for job in microbatch.cells if job.started == microbatch.handed]
             report = MicrobatchReport(
                 len(microbatch.cells),
                 evaluations,
                 evaluations / floor.config.evaluation_budget,
                 result.seconds,
                 microbatch.held_seconds,
+                tuple([microbatch.handed - job.submitted for job in begun]),
             )
             # From the loop, so that an observer that raises fails nobody's request.
             self._loop.call_soon(floor.observe, report)
+
+    def _trace(self, microbatch: _Microbatch, seconds: float, outcome: str) -> None:
+        """Tell the traced requests of it, if there are any."""
+        if all(job.terms.trace is None for job in microbatch.cells):
+            return
+        note_run(
+            [Part(item.job.terms, item.work.evaluations) for item in microbatch.slices],
+            next(self._floor.numbers),
+            self._name,
+            handed=microbatch.handed,
+            ended=self._floor.clock(),
+            device_seconds=seconds,
+            outcome=outcome,
+        )
 
     def _expect_returns(self, microbatch: _Microbatch) -> None:
         now = self._floor.clock()

@@ -13,9 +13,12 @@ from carv_server.teachers.wrapped import WrappedTeacher
 __all__ = ["BucketedTeacher", "bucket_sizes"]
 
 
-def bucket_sizes(most: int) -> list[int]:
-    """Powers of two below ``most``, and ``most``."""
-    return [1 << i for i in range((most - 1).bit_length())] + [most]
+def bucket_sizes(most: int, *, half_steps: bool = False) -> list[int]:
+    """Powers of two below ``most``, and ``most``; with ``half_steps`` 3/2 of those powers too."""
+    sizes = {1 << i for i in range((most - 1).bit_length())}
+    if half_steps:
+        sizes |= {size + size // 2 for size in sizes}
+    return [*sorted(size for size in sizes if size < most), most]
 
 
 class BucketedTeacher(WrappedTeacher):

@@ -40,26 +40,35 @@ def compiled(network: Any, device: torch.device) -> Any:
     missing = missing_compiler(device)
     if missing is not None:
         raise ValueError(f"--compile needs {missing}; leave it out, or install that")
-    # Beyond its limit torch would run further sizes uncompiled, with a warning in the log.
-    config: Any = torch._dynamo.config  # pyright: ignore[reportPrivateUsage]
-    config.recompile_limit = max(config.recompile_limit, _MOST_VERSIONS)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, _MOST_VERSIONS)
     if device.type == "cuda":
-        return torch.compile(network, dynamic=False)
+        return _Compiled(torch.compile(network, dynamic=False))
     return _AnyBatch(torch.compile(network))
 
 
-class _AnyBatch:
-    """Marks the first axis of every input as one of any length."""
+class _Compiled:
+    """Compiles anew for every size, however many there are: beyond its limit torch would run
+    further ones uncompiled, with a warning in the log."""
 
     def __init__(self, network: Any) -> None:
         self._network = network
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
+        # Here and not once: torch keeps its settings for each thread apart.
+        config: Any = torch._dynamo.config  # pyright: ignore[reportPrivateUsage]
+        for name in ("recompile_limit", "accumulated_recompile_limit"):
+            if getattr(config, name) < _MOST_VERSIONS:
+                setattr(config, name, _MOST_VERSIONS)
+        return self._network(*inputs, **named)
+
+
+class _AnyBatch(_Compiled):
+    """Marks the first axis of every input as one of any length."""
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
         for value in (*inputs, *named.values()):
             if isinstance(value, torch.Tensor):
                 torch._dynamo.maybe_mark_dynamic(value, 0)  # pyright: ignore[reportPrivateUsage]
-        return self._network(*inputs, **named)
+        return super().__call__(*inputs, **named)
 
 
 def missing_compiler(device: torch.device) -> str | None:

@@ -50,6 +50,7 @@ class GraphedTeacher(WrappedTeacher):
         self._pool = torch.cuda.graph_pool_handle()
         self._captured: dict[object, _Captured] = {}
 
+    @torch.inference_mode()  # what is captured in it cannot be written to outside it
     def predict_noise(
         self, z_t: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors
     ) -> torch.Tensor:
@@ -58,7 +59,8 @@ class GraphedTeacher(WrappedTeacher):
         key = (len(z_t), *sorted((name, tuple(t.shape)) for name, t in conditioning.items()))
         captured = self._captured.get(key)
         if captured is None:
-            captured = self._capture(z_t, timesteps, conditioning)
+            with torch.cuda.device(self.device):  # a thread's first one is device 0
+                captured = self._capture(z_t, timesteps, conditioning)
             self._captured[key] = captured
         captured.z_t.copy_(z_t)
         captured.timesteps.copy_(timesteps)

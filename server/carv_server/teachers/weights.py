@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 from diffusers.utils import is_accelerate_available
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from carv_server.teachers.folder import TeacherFolderError
 
@@ -38,6 +40,7 @@ def load_transformers_model(
 
 
 def _load(model_class: Any, folder: Path, device: torch.device, **options: object) -> Any:
+    _log_as_others_do()
     try:
         model, report = model_class.from_pretrained(
             str(folder),
@@ -56,3 +59,12 @@ def _load(model_class: Any, folder: Path, device: torch.device, **options: objec
             "download or conversion is incomplete"
         )
     return model.to(device).eval().requires_grad_(False)
+
+
+def _log_as_others_do() -> None:
+    """Have both libraries log through the process's own handlers, and draw no progress bars: a log
+    of JSON objects would be none with these in it."""
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.disable_default_handler()
+        library.enable_propagation()

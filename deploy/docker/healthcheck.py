@@ -4,6 +4,7 @@ python healthcheck.py ADDRESS [SERVICE]
 """
 
 import sys
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -18,7 +19,8 @@ def main() -> int:
     with grpc.insecure_channel(address) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
         try:
-            reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT_SECONDS)
+            stub: Any = health_pb2_grpc.HealthStub(channel)  # its methods appear at run time
+            reply: Any = stub.Check(request, timeout=TIMEOUT_SECONDS)
         except grpc.RpcError as error:
             print(f"{address}: {error.code().name}: {error.details()}", file=sys.stderr)
             return 1

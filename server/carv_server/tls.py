@@ -1,0 +1,122 @@
+"""Server certificates that rotate while the server runs."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import grpc
+
+__all__ = [
+    "CertificateError",
+    "Certificates",
+    "RotatingCertificates",
+    "TlsConfig",
+    "read_certificates",
+]
+
+
+class CertificateError(ValueError):
+    """Certificates that cannot be used; the message names the files."""
+
+
+@dataclass(frozen=True)
+class TlsConfig:
+    """Where certificates are.
+
+    Attributes:
+        certificate: PEM chain of the server, its own first.
+        private_key: its PEM key.
+        client_ca: PEM authorities that clients' certificates are checked against.
+        require_client_certificate: refuse connections without one.
+        reload_seconds: time between two looks at the files.
+    """
+
+    certificate: Path
+    private_key: Path
+    client_ca: Path | None = None
+    require_client_certificate: bool = False
+    reload_seconds: float = 10.0
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        own = (self.certificate, self.private_key)
+        return own if self.client_ca is None else (*own, self.client_ca)
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """PEM, in memory."""
+
+    certificate: bytes
+    private_key: bytes = field(repr=False)
+    client_ca: bytes | None = None
+
+
+def read_certificates(config: TlsConfig) -> Certificates:
+    """A pair that goes together, and authorities that parse.
+
+    Raises:
+        CertificateError: a file cannot be read or is half written, or the key is another
+            certificate's.
+    """
+    found = _read(config)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # OpenSSL reads the files by itself; what it found good must be what was read above.
+        context.load_cert_chain(config.certificate, config.private_key, password="")
+        if found.client_ca is not None:
+            context.load_verify_locations(cadata=found.client_ca.decode("ascii"))
+    except (OSError, ValueError) as error:
+        raise CertificateError(
+            f"{', '.join(map(str, config.files))}: no certificate with its key, or no "
+            f"authorities: {error}"
+        ) from None
+    if _read(config) != found:
+        raise CertificateError(f"{config.certificate}: written while it was read")
+    return found
+
+
+def _read(config: TlsConfig) -> Certificates:
+    try:
+        return Certificates(
+            config.certificate.read_bytes(),
+            config.private_key.read_bytes(),
+            None if config.client_ca is None else config.client_ca.read_bytes(),
+        )
+    except OSError as error:
+        raise CertificateError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+
+class RotatingCertificates:
+    """Certificates for new connections; those that are open keep theirs."""
+
+    def __init__(self, present: Certificates) -> None:
+        self._present = present
+        self._new: grpc.ServerCertificateConfiguration | None = None
+
+    def take(self, certificates: Certificates) -> None:
+        """Have the next connections use these."""
+        self._new = _configuration(certificates)
+
+    def credentials(self, require_client_certificate: bool) -> grpc.ServerCredentials:
+        """For one listener."""
+        # The stubs know nothing of None.
+        fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._fetch)
+        return grpc.dynamic_ssl_server_credentials(
+            _configuration(self._present), fetch, require_client_certificate
+        )
+
+    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        """Called by gRPC at each handshake, in a thread of its own; None: no change."""
+        new, self._new = self._new, None
+        return new
+
+
+def _configuration(certificates: Certificates) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(certificates.private_key, certificates.certificate)], certificates.client_ca
+    )

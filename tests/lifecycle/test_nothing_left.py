@@ -65,7 +65,7 @@ def _held(server: RunningServer) -> Held:
         tasks=len(asyncio.all_tasks()),
         threads=sum(not thread.name.startswith(POOLS) for thread in threading.enumerate()),
         files=len(os.listdir("/proc/self/fd")),
-        handles=len(service._store._store._entries),
+        handles=service._store._store.counts().entries,
         requests=admission._requests,
         streams=admission._streams,
         tenants=len(server._served["mixture"].scheduler.snapshot().tenants),

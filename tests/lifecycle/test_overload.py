@@ -86,8 +86,8 @@ def test_a_full_queue_refuses_the_surplus_and_only_it_at_once() -> None:
 def test_slots_of_what_ends_in_compute_return_within_one_microbatch(how: str) -> None:
     """512 rows, of which 8 are in each forward of 60 ms: at most the microbatch that runs and the
     one bound behind it are still evaluated, nothing of it is left in the gauges, and another
-    request is served next. Broken by jobs that stay in the queue when their call ends
-    (``discard`` left out of ``submit``)."""
+    request is served next. Broken by a handler that
+    shields its estimate from cancellation."""
 
     async def scenario() -> None:
         timing = DeviceTiming(0.06, 0.0)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-def test_a_minute_of_soak_and_its_leaking_control() -> None:
+def test_a_soak_and_its_leaking_control() -> None:
     """``make soak`` runs it for ten. The control, which keeps 2 KiB of every answer, is what breaks
     it: the exit code is 1 where the server grows, or where the control does not."""
     finished = subprocess.run(

@@ -43,7 +43,9 @@ def as_request_error(error: Exception, what: str) -> RequestError:
 
 
 def status_of(error: RequestError) -> rpc.Status:
-    """The rich status, cut to what a call's trailing metadata may hold."""
+    """The rich status, cut to what a call's trailing metadata may hold. Ends the error's traceback,
+    whose frames hold the request and, in a cycle, the error."""
+    error.__traceback__ = None
     details = ErrorDetails(
         error.reason.value,
         error.metadata,
@@ -56,7 +58,6 @@ def status_of(error: RequestError) -> rpc.Status:
 
 async def abort(context: Context, error: RequestError) -> None:
     """End a call with the error's status; raises what gRPC wants to see raised."""
-    error.__traceback__ = None  # of frames that hold the request and, in a cycle, the error
     status = status_of(error)
     await context.abort(
         _STATUS_BY_NUMBER[status.code],

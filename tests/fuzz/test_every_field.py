@@ -60,6 +60,11 @@ def _values(field: FieldDescriptor) -> list[Any]:
     return WRONG.get(field.cpp_type, [])
 
 
+def _in_a_map(field: FieldDescriptor) -> bool:
+    owner = field.containing_type
+    return owner is not None and owner.GetOptions().map_entry
+
+
 def _variants(good: Any, steps: Step) -> Iterator[tuple[Any, Any, bool]]:
     """The request with that field left out, empty, and at each wrong value; the value; and whether
     no field takes it."""
@@ -70,7 +75,7 @@ def _variants(good: Any, steps: Step) -> Iterator[tuple[Any, Any, bool]]:
         request.CopyFrom(good)
         message = request
         for field in above:
-            if field.containing_type.GetOptions().map_entry:
+            if _in_a_map(field):
                 continue  # what a map holds is reached by the map itself
             message = getattr(message, field.name)
             if field.message_type.GetOptions().map_entry:
@@ -79,7 +84,7 @@ def _variants(good: Any, steps: Step) -> Iterator[tuple[Any, Any, bool]]:
                 message = message[0] if len(message) else message.add()
         return request, message
 
-    if last.containing_type.GetOptions().map_entry:
+    if _in_a_map(last):
         return  # keys are tried with their map, and fields of values one by one
     request, message = copy()
     message.ClearField(last.name)

@@ -28,7 +28,7 @@ def _run(strategy: st.SearchStrategy[Any], amount: int, check: Callable[[Any], N
         derandomize=True,
         database=None,
         deadline=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         phases=[Phase.generate, Phase.shrink],
     )
     @given(strategy)

@@ -13,7 +13,7 @@ from carv_client._config import ClientConfig
 __all__ = ["open_channel"]
 
 # A server that drains says so to health checks, and gets no more calls.
-_ROUND_ROBIN = {
+_ROUND_ROBIN: dict[str, Any] = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "healthCheckConfig": {"serviceName": ""},
 }

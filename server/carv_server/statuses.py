@@ -29,7 +29,8 @@ _STATUS_BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in
 _MAX_STATUS_MESSAGE_BYTES = 1024
 _MAX_STATUS_VIOLATION_BYTES = 3072
 
-_Given, _Answer = TypeVar("_Given"), TypeVar("_Answer")
+_Given = TypeVar("_Given")
+_Answer = TypeVar("_Answer")
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 

@@ -104,8 +104,9 @@ def _change(draw: Draw, message: Any, handles: Sequence[str]) -> None:
         return
     field = draw(st.sampled_from(list(message.DESCRIPTOR.fields)))
     value = getattr(message, field.name)
-    plain = field.message_type is not None and not field.message_type.GetOptions().map_entry
-    if plain and field.message_type.full_name != "carv.v1.Tensor" and draw(st.integers(0, 3)):
+    kind = field.message_type
+    deep = kind is not None and not kind.GetOptions().map_entry
+    if deep and kind.full_name != "carv.v1.Tensor" and draw(st.integers(0, 3)):
         if not field.is_repeated:
             if message.HasField(field.name):
                 _change(draw, value, handles)

@@ -78,6 +78,7 @@ def _variants(good: Any, steps: Step) -> Iterator[tuple[Any, Any, bool]]:
             if _in_a_map(field):
                 continue  # what a map holds is reached by the map itself
             message = getattr(message, field.name)
+            assert field.message_type is not None
             if field.message_type.GetOptions().map_entry:
                 message = message["class_label"]
             elif field.is_repeated:

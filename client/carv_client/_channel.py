@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import grpc
 import grpc.aio
 
@@ -9,11 +12,17 @@ from carv_client._config import ClientConfig
 
 __all__ = ["open_channel"]
 
+# A server that drains says so to health checks, and gets no more calls.
+_ROUND_ROBIN: dict[str, Any] = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": ""},
+}
+
 
 def open_channel(config: ClientConfig) -> grpc.aio.Channel:
     """Connects when it is first used."""
     reconnect = int(config.retry_initial_seconds * 1000)
-    options = [
+    options: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", config.max_message_bytes),
         ("grpc.max_receive_message_length", config.max_message_bytes),
         ("grpc.enable_retries", 0),
@@ -25,6 +34,8 @@ def open_channel(config: ClientConfig) -> grpc.aio.Channel:
         ("grpc.max_reconnect_backoff_ms", max(int(config.retry_max_seconds * 1000), 100)),
         ("grpc.use_local_subchannel_pool", 1),
     ]
+    if config.load_balancing == "round_robin":
+        options.append(("grpc.service_config", json.dumps(_ROUND_ROBIN)))
     if not config.secure:
         return grpc.aio.insecure_channel(config.address, options=options)
     credentials = grpc.ssl_channel_credentials(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Literal, get_args
 
 from carv import DEFAULT_MAX_MESSAGE_BYTES
 
-__all__ = ["DEFAULT_ADDRESS", "ClientConfig", "configured", "is_local"]
+__all__ = ["DEFAULT_ADDRESS", "ClientConfig", "LoadBalancing", "configured", "is_local"]
+
+LoadBalancing = Literal["pick_first", "round_robin"]
 
 DEFAULT_ADDRESS = "localhost:50051"
 
@@ -19,7 +21,13 @@ class ClientConfig:
     """How to reach a CARV server and how patient to be. Secrets are left out of ``repr``."""
 
     address: str = DEFAULT_ADDRESS
-    """``host:port``, or any gRPC target such as ``dns:///carv.example:443``."""
+    """``host:port``, or any gRPC target such as ``dns:///carv.example:443``, or
+    ``ipv4:10.0.0.1:50051,10.0.0.2:50051`` for several servers."""
+
+    load_balancing: LoadBalancing = "pick_first"
+    """Which of the servers behind the address gets a call. "pick_first": all go to one of them, as
+    long as it is there. "round_robin": to all in turn that are there and say that they are serving;
+    handles are then created on each as they are needed."""
 
     timeout_seconds: float | None = 120.0
     """Deadline of a call that names none, retries and waits included; None means no deadline."""
@@ -70,6 +78,11 @@ class ClientConfig:
     def __post_init__(self) -> None:
         if not self.address:
             raise ValueError("address is empty")
+        if self.load_balancing not in get_args(LoadBalancing):
+            raise ValueError(
+                f"load_balancing is {self.load_balancing!r}; it must be one of "
+                f"{', '.join(get_args(LoadBalancing))}"
+            )
         if self.retry_attempts < 1:
             raise ValueError(f"retry_attempts is {self.retry_attempts}; it must be at least 1")
         if self.max_in_flight < 1:

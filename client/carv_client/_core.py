@@ -32,7 +32,8 @@ class ClientCore:
         self.config = config
         self._new_seed = randomness.new_seed
         self._transport = Transport(config, randomness.jitter)
-        self._handles = Handles(self._transport)
+        several = config.load_balancing == "round_robin"
+        self._handles = Handles(self._transport, several_servers=several)
 
     async def close(self) -> None:
         """Close the connection. Calls in flight end with ClientClosedError."""

@@ -3,6 +3,10 @@
 A server may drop a handle at any time after its expiry, or at a restart. Every call that uses
 handles goes through ``Handles.call`` or ``Handles.stream``, which then create them anew and call
 once more.
+
+Where calls take turns among several servers, each has handles of its own, and the one that a
+handle was created on is not the one that the request then goes to. Round by round they are created
+more often at once, until all servers have had one: two rounds for two servers, five for sixteen.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -37,13 +41,15 @@ Handled = Conditioning | KeptLatents
 """What a handle stands for."""
 
 _REMEMBERED = 256
+_ROUNDS = 5
 
 
 class Handles:
     """The handles that one client uses."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, *, several_servers: bool = False) -> None:
         self._transport = transport
+        self._rounds = _ROUNDS if several_servers else 1
         self._renewed: dict[Handled, str] = {}
         self._renewed_at: dict[Handled, float] = {}
         self._renewing: weakref.WeakValueDictionary[Handled, asyncio.Lock]
@@ -115,15 +121,16 @@ class Handles:
 
         ``fill`` writes the handles of ``used`` into the request.
         """
-        fill()
-        sent = asyncio.get_running_loop().time()
-        try:
-            return await send()
-        except NotFoundError as error:
-            gone = _gone(error, used)
-            if not gone:
-                raise
-        await self._renew_all(gone, sent, deadline)
+        for times in self._renewals():
+            fill()
+            sent = asyncio.get_running_loop().time()
+            try:
+                return await send()
+            except NotFoundError as error:
+                gone = _gone(error, used)
+                if not gone:
+                    raise
+            await self._renew_all(gone, times, sent, deadline)
         fill()
         return await send()
 
@@ -136,7 +143,7 @@ class Handles:
         deadline: Deadline,
     ) -> AsyncGenerator[Reply]:
         """As ``call``, for a stream; handles are made again only ahead of its first reply."""
-        for renewable in (True, False):
+        for times in (*self._renewals(), 0):
             fill()
             sent = asyncio.get_running_loop().time()
             received = False
@@ -148,20 +155,28 @@ class Handles:
                 return
             except NotFoundError as error:
                 gone = _gone(error, used)
-                if not renewable or received or not gone:
+                if not times or received or not gone:
                     raise
-            await self._renew_all(gone, sent, deadline)
+            await self._renew_all(gone, times, sent, deadline)
 
-    async def _renew_all(self, gone: Iterable[Handled], sent: float, deadline: Deadline) -> None:
-        await asyncio.gather(*(self._renew(each, sent, deadline) for each in gone))
+    def _renewals(self) -> Iterator[int]:
+        """How often at once to create what is gone, round by round."""
+        return (2**done for done in range(self._rounds))
 
-    async def _renew(self, used: Handled, sent: float, deadline: Deadline) -> None:
+    async def _renew_all(
+        self, gone: Iterable[Handled], times: int, sent: float, deadline: Deadline
+    ) -> None:
+        await asyncio.gather(*(self._renew(each, times, sent, deadline) for each in gone))
+
+    async def _renew(self, used: Handled, times: int, sent: float, deadline: Deadline) -> None:
         """Create again, unless a request in flight beside has done so since ``sent``."""
         lock = self._renewing.setdefault(used, asyncio.Lock())
         async with lock:
             if self._renewed_at.get(used, -math.inf) >= sent:
                 return
-            made = await self._create_again(used, deadline)
+            made, *_ = await asyncio.gather(
+                *(self._create_again(used, deadline) for _ in range(times))
+            )
             self._renewed.pop(used, None)
             if made.handle != used.handle:  # the same content mostly has the same address
                 _remember(self._renewed, used, made.handle)

@@ -24,7 +24,7 @@ from carv_server.messages import MessageParser
 from carv_server.observability.call import ObservedCall
 from carv_server.observability.observability import Observability
 from carv_server.service import Call, TeacherService
-from carv_server.statuses import Context, abort, as_request_error
+from carv_server.statuses import Context, abort, as_request_error, released
 from carv_server.tenants.access import current_access, current_credential
 
 __all__ = ["Front"]
@@ -108,7 +108,7 @@ class Front:
                     return (await handle(request, known)).SerializeToString()
             raise AssertionError("abort returned")
 
-        return grpc.unary_unary_rpc_method_handler(call)  # pyright: ignore[reportArgumentType]
+        return grpc.unary_unary_rpc_method_handler(released(call))  # pyright: ignore[reportArgumentType]
 
     def _stream(
         self, message: type[Message], handle: Callable[[Any, Call], AsyncGenerator[Message]]
@@ -127,7 +127,7 @@ class Front:
                                 raise asyncio.CancelledError
                             await context.write(reply.SerializeToString())
 
-        return grpc.unary_stream_rpc_method_handler(call)  # pyright: ignore[reportArgumentType]
+        return grpc.unary_stream_rpc_method_handler(released(call))  # pyright: ignore[reportArgumentType]
 
     def _gradient_stream(self) -> grpc.RpcMethodHandler[bytes, bytes]:
         async def call(requests: AsyncIterator[bytes], context: Context) -> None:
@@ -145,7 +145,7 @@ class Front:
                         call_observed,
                     ).run(requests)
 
-        return grpc.stream_stream_rpc_method_handler(call)  # pyright: ignore[reportArgumentType]
+        return grpc.stream_stream_rpc_method_handler(released(call))  # pyright: ignore[reportArgumentType]
 
     async def _admit(
         self, data: bytes, message: type[Message], context: Context, observed: ObservedCall

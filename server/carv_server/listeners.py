@@ -15,11 +15,13 @@ __all__ = ["Listeners", "channel_options"]
 
 T = TypeVar("T")
 
-# Above this multiple of the limit gRPC itself refuses the message, with no rich status.
-_HARD_LIMIT_FACTOR = 2
+# So far above the limit gRPC itself refuses a message, with no rich status, before it is whole in
+# memory; also one that is small and grows as it is decompressed.
+_HARD_LIMIT_MARGIN = 1 << 20
 _MAX_METADATA_BYTES = 64 * 1024
-# An open health Watch would hold stop() for its whole grace.
-_STOP_SECONDS = 1.0
+# An open health Watch holds stop() for its whole grace; other calls have ended by then, or are told
+# that the server is draining.
+_STOP_SECONDS = 0.5
 # Of messages on the health port.
 _HEALTH_BYTES = 4096
 
@@ -85,9 +87,8 @@ class Listeners:
         """Take none any more; those in progress are ended within a second."""
         for task in self._watching:
             task.cancel()
-        await self._server.stop(_STOP_SECONDS)
-        if self._health_server is not None:
-            await self._health_server.stop(_STOP_SECONDS)
+        servers = [self._server, *filter(None, [self._health_server])]
+        await asyncio.gather(*(server.stop(_STOP_SECONDS) for server in servers))
 
 
 def _bound(address: str, port: int) -> str:
@@ -96,7 +97,7 @@ def _bound(address: str, port: int) -> str:
 
 def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
     """Of a server whose messages have that limit."""
-    hard_limit = _HARD_LIMIT_FACTOR * max_message_bytes
+    hard_limit = max_message_bytes + min(max_message_bytes, _HARD_LIMIT_MARGIN)
     return [
         ("grpc.max_receive_message_length", hard_limit),
         ("grpc.max_send_message_length", hard_limit),

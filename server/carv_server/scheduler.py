@@ -165,6 +165,9 @@ class Scheduler:
                 terms.trace.waited(now, job.started, self._clock())
             if alarm is not None:
                 alarm.cancel()
+            # A failure's frames hold the job, whose future holds the failure: with this the
+            # latents are freed with their request, and not at a collection.
+            del job
         self._tally.answered += 1
         return result
 

@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from carv_server.conditioning import ConditioningStore
 from carv_server.config import ServerConfig
+from carv_server.ending import shut_down
 from carv_server.front import Front
 from carv_server.guard import Guard
 from carv_server.history import DrawHistories
@@ -47,6 +48,8 @@ _log = logging.getLogger(__name__)
 
 _WORKERS = 2
 _LAST_TASKS_SECONDS = 1.0
+# For a forward that nobody waits for any more; it cannot be interrupted.
+_LAST_FORWARD_SECONDS = 2.0
 
 
 class RunningServer:
@@ -59,6 +62,8 @@ class RunningServer:
     Attributes:
         address: host:port that it listens on.
         health_address: likewise, for health alone; "" where there is no such port.
+        stuck: whether a forward still ran when the server had stopped; interpreters wait for
+            such a thread before they end.
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class RunningServer:
         )
         self._listeners = Listeners(self._server, self._health)
         self.address = self.health_address = ""
+        self.stuck = False
 
     def _serve(
         self,
@@ -247,9 +253,10 @@ class RunningServer:
             await teacher.scheduler.stop()
         await self._listeners.stop()
         await self.observability.stop()
-        self._device_thread.shutdown(wait=True, cancel_futures=True)
-        self._staging_thread.shutdown(wait=True, cancel_futures=True)
-        self._workers.shutdown(wait=True, cancel_futures=True)
+        executors = (self._device_thread, self._staging_thread, self._workers)
+        self.stuck = not await shut_down(executors, _LAST_FORWARD_SECONDS)
+        if self.stuck:
+            _log.warning("a forward still runs; it is left")
 
     def hurry(self) -> None:
         """Let a drain wait for calls no longer."""
@@ -264,11 +271,15 @@ async def serve_until_signalled(
     config: ServerConfig,
     teachers: Mapping[str, PreparedTeacher | Teacher],
     pools: Mapping[str, RayPool] | None = None,
-) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the drain.
+) -> bool:
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the drain; one ahead of
+    readiness ends the warm-up.
 
     Args:
         pools: started here, ahead of readiness, and stopped at the end.
+
+    Returns:
+        Whether all threads have ended; False where one runs a forward that nobody waits for.
 
     Raises:
         ReplicaStartError: a pool cannot be started.
@@ -293,7 +304,7 @@ async def serve_until_signalled(
         if await start_pools(pools, stack, signalled):
             server = RunningServer(config, teachers, pools)
             running.append(server)
-            async with server:
+            if await _entered(server, stack, signalled):
                 settle_heap()
                 if server.health_address:
                     _log.info("health alone, in plaintext, on %s", server.health_address)
@@ -307,3 +318,20 @@ async def serve_until_signalled(
     if rest:
         await asyncio.wait(rest, timeout=_LAST_TASKS_SECONDS)
     _log.info("stopped")
+    return not any(server.stuck for server in running)
+
+
+async def _entered(server: RunningServer, stack: AsyncExitStack, signalled: asyncio.Event) -> bool:
+    """Start a server, to be drained by the stack; False where a signal came first."""
+    entering = asyncio.create_task(stack.enter_async_context(server))
+    stop = asyncio.create_task(signalled.wait())
+    await asyncio.wait({entering, stop}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if not entering.done():
+        server.hurry()
+        entering.cancel()
+        await asyncio.wait({entering})
+        if entering.cancelled():
+            return False
+    await entering
+    return not signalled.is_set()

@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import ExitStack
 
+from carv_server.ending import ended_by_signals, leave
 from carv_server.settings.arguments import add_arguments, given
 from carv_server.settings.mistakes import ConfigurationError
 from carv_server.settings.observability import LogConfig
@@ -35,6 +36,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=_run)
 
 
+@ended_by_signals()
 def _run(arguments: argparse.Namespace) -> int:
     try:
         settings = read_settings(given(arguments), os.environ)
@@ -60,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
         except (ValueError, RuntimeError, ReplicaStartError) as error:
             return _complain(str(error))
         try:
-            asyncio.run(serve_until_signalled(config, teachers, pools))
+            ended = asyncio.run(serve_until_signalled(config, teachers, pools))
         except (ReplicaStartError, CertificateError) as error:
             return _complain(str(error))
         except ListenError as error:
@@ -74,6 +76,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 where = config.health_address
             _complain(f"cannot listen on {where}: {error}")
             return _EXIT_ADDRESS
+    if not ended:
+        leave(0)
     return 0
 
 

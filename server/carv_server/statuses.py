@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -19,7 +20,7 @@ from carv.errors import (
 from carv.rpc import status_pb2 as rpc
 from carv_server.errors import RequestError
 
-__all__ = ["Context", "abort", "as_request_error", "status_of"]
+__all__ = ["Context", "abort", "as_request_error", "released", "status_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ _STATUS_BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in
 _MAX_STATUS_MESSAGE_BYTES = 1024
 _MAX_STATUS_VIOLATION_BYTES = 3072
 
+_Given = TypeVar("_Given")
+_Answer = TypeVar("_Answer")
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
@@ -41,7 +44,9 @@ def as_request_error(error: Exception, what: str) -> RequestError:
 
 
 def status_of(error: RequestError) -> rpc.Status:
-    """The rich status, cut to what a call's trailing metadata may hold."""
+    """The rich status, cut to what a call's trailing metadata may hold. Ends the error's traceback,
+    whose frames hold the request and, in a cycle, the error."""
+    error.__traceback__ = None
     details = ErrorDetails(
         error.reason.value,
         error.metadata,
@@ -60,6 +65,23 @@ async def abort(context: Context, error: RequestError) -> None:
         status.message,
         trailing_metadata=((STATUS_METADATA_KEY, status.SerializeToString()),),
     )
+
+
+def released(call: Callable[[_Given, Context], Awaitable[_Answer]]) -> Callable[..., Any]:
+    """A handler whose request is freed when it ends, however it does. gRPC keeps the error of an
+    aborted call in a cycle with it, and the frames of that error's traceback would keep the
+    request, which may be tens of megabytes, until the garbage collector comes by."""
+
+    async def handler(given: _Given, context: Context) -> _Answer:
+        answering = call(given, context)
+        del given
+        try:
+            return await answering
+        except grpc.aio.AbortError as error:
+            error.__context__ = None
+            raise error.with_traceback(None) from None
+
+    return handler
 
 
 def _shortened(message: str) -> str:

@@ -155,6 +155,8 @@ async def _through_a_loss(pool: RayPool, lose: Callable[[int], Awaitable[None]])
 
 
 def test_a_killed_replica_costs_no_request_and_comes_back(pool: RayPool, run: Scenario) -> None:
+    """Broken by one attempt in place of three at a microbatch that is lost with its replica."""
+
     async def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
         await until(lambda: len(pool.warm) == 1, "its loss is seen", 5.0)
@@ -165,6 +167,8 @@ def test_a_killed_replica_costs_no_request_and_comes_back(pool: RayPool, run: Sc
 def test_a_frozen_replica_is_found_by_its_probe_ended_and_replaced(
     pool: RayPool, run: Scenario
 ) -> None:
+    """Broken by a probe without a timeout of its own."""
+
     async def freeze(pid: int) -> None:
         os.kill(pid, signal.SIGSTOP)
         # An interval and a timeout, and a second for a busy machine.

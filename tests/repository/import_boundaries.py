@@ -41,7 +41,7 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("tenants", "tls"),  # who may call, and how it is encrypted
     ("errors",),  # plain exceptions that any of the above may raise
     ("sampling",),
-    ("host",),  # the machine under the process
+    ("host", "ending"),  # the machine under the process, and its end
 )
 
 # (module, target): upward imports that are meant.

@@ -85,6 +85,8 @@ def _is_right(answer: bytes | Failure, *timesteps: int) -> bool:
 
 @pytest.mark.parametrize("request_of", [_predict, _estimate])
 def test_a_non_finite_row_fails_alone_and_is_named(request_of: Any) -> None:
+    """Broken by looking for non-finite values in a microbatch as a whole."""
+
     async def scenario() -> list[bytes | Failure]:
         handle = await _handle()
         return await _together(
@@ -101,6 +103,8 @@ def test_a_non_finite_row_fails_alone_and_is_named(request_of: Any) -> None:
 
 
 def test_a_forward_that_raises_fails_its_own_request_alone() -> None:
+    """Broken by failing all requests of a microbatch whose forward raised."""
+
     async def scenario() -> list[bytes | Failure]:
         handle = await _handle()
         return await _together(

@@ -70,7 +70,8 @@ def test_health_under_a_storm_of_requests(
 
 
 def test_health_while_the_device_is_busy() -> None:
-    """Forwards of 0.7 s that never rest: the loop has to answer beside them."""
+    """Forwards of 0.7 s that never rest: the loop has to answer beside them. Broken by forwards on
+    the event loop."""
 
     async def scenario() -> None:
         async with running(BusyTeacher(0.7)) as (_, channel):

@@ -108,6 +108,8 @@ def test_many_guided_requests_fill_every_microbatch() -> None:
 
 
 def test_cancelled_and_expired_rows_never_reach_the_teacher() -> None:
+    """Broken by a handler that shields its estimate from cancellation."""
+
     async def scenario() -> None:
         teacher = GatedTeacher()
         async with running(teacher) as (server, channel):
@@ -131,6 +133,8 @@ def test_cancelled_and_expired_rows_never_reach_the_teacher() -> None:
 
 
 def test_a_hundred_calls_cancelled_in_the_queue_cost_no_forward() -> None:
+    """Broken by jobs that stay in the queue when their call ends (``discard`` in ``submit``)."""
+
     async def scenario() -> None:
         teacher = GatedTeacher()
         async with running(teacher) as (server, channel):
@@ -190,7 +194,8 @@ def test_a_request_above_the_bound_runs_when_nothing_waits() -> None:
 
 
 def test_rows_past_their_deadline_are_dropped_before_a_forward() -> None:
-    """The queue's own clock decides, whether or not gRPC has noticed yet."""
+    """The queue's own clock decides, whether or not gRPC has noticed yet. Broken by ``Job.wanted``
+    that does not look at the deadline."""
 
     async def scenario() -> None:
         teacher = GatedTeacher()

@@ -1,0 +1,178 @@
+"""A full queue, cancellation and deadlines in compute, priority: over the wire, on a device that
+the test holds or that takes a known time."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+
+from carv.tensors import encode_tensor
+from carv.v1 import teacher_service_pb2 as pb
+from carv_server.scheduler import Scheduler, SchedulerConfig
+from carv_server.scheduling.fair_queue import Waiting
+from carv_server.serve import RunningServer
+from carv_server.teachers.simulated import DeviceTiming, SimulatedTeacher
+from tests.server.teachers import GatedTeacher, running, waiting
+from tests.server.wire import Failure, create_async, estimate_request, failure_of, path
+from tests.support.timed import SHAPE, timed_request, unconditional_request
+
+BUDGET = 8
+
+
+async def _ended(call: Any) -> bytes | Failure:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        return failure_of(error)
+
+
+def _at(timestep: int, handle: str, draws: int, priority: int = 0) -> bytes:
+    """One render, all draws at one timestep: forwards can tell whose rows they run."""
+    request = estimate_request([handle], renders=1)
+    request.explicit_draws.timesteps.CopyFrom(encode_tensor(np.full((1, draws), timestep)))
+    request.explicit_draws.noise_indices.CopyFrom(encode_tensor(np.arange(draws)[None]))
+    request.priority = priority
+    return request.SerializeToString()
+
+
+def _scheduler(server: RunningServer) -> Scheduler:
+    return server._served["mixture"].scheduler
+
+
+def test_a_full_queue_refuses_the_surplus_and_only_it_at_once() -> None:
+    """40 requests of one evaluation wait in a queue of 40; of 30 more each is refused with
+    RetryInfo, in 50 ms in the median, and all 40 are answered. Broken by a bound that is off by
+    one, by refusals without a delay, and by refusing only what has waited."""
+
+    async def scenario() -> None:
+        teacher = GatedTeacher()
+        config = SchedulerConfig(evaluation_budget=BUDGET, max_waiting_evaluations=40)
+        async with running(teacher, scheduler=config) as (server, channel):
+            handle = await create_async(channel)
+            estimate: Any = channel.unary_unary(path("EstimateGradient"))
+            first = estimate(_at(1, handle, BUDGET), timeout=30)
+            assert await asyncio.to_thread(teacher.entered.wait, 10)
+            admitted = [estimate(_at(2, handle, 1), timeout=30) for _ in range(40)]
+            await waiting(server, 40)
+            seconds: list[float] = []
+            for _ in range(30):
+                begun = time.perf_counter()
+                failure = await _ended(estimate(_at(3, handle, 1), timeout=30))
+                seconds.append(time.perf_counter() - begun)
+                assert isinstance(failure, Failure)
+                assert failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert failure.reason == "QUEUE_FULL"
+                assert failure.retry_delay_seconds and failure.retry_delay_seconds > 0
+            assert statistics.median(seconds) < 0.05
+            assert _scheduler(server).snapshot().refused == 30
+            assert not any(call.done() for call in admitted)
+            teacher.gate.set()
+            for call in (first, *admitted):
+                assert pb.EstimateGradientResponse.FromString(await call).draws_spent
+            assert sum(map(len, teacher.forwards)) == BUDGET + 40, "the surplus was computed"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("how", ["cancelled", "deadline", "cancelled on a stream"])
+def test_slots_of_what_ends_in_compute_return_within_one_microbatch(how: str) -> None:
+    """512 rows, of which 8 are in each forward of 60 ms: at most the microbatch that runs and the
+    one bound behind it are still evaluated, nothing of it is left in the gauges, and another
+    request is served next. Broken by a handler that
+    shields its estimate from cancellation."""
+
+    async def scenario() -> None:
+        timing = DeviceTiming(0.06, 0.0)
+        config = SchedulerConfig(evaluation_budget=BUDGET)
+        async with running(SimulatedTeacher(SHAPE, timing), scheduler=config) as (server, channel):
+            made = await channel.unary_unary(path("CreateConditioning"))(unconditional_request())
+            handle = pb.CreateConditioningResponse.FromString(made).conditionings[0].handle
+            estimate: Any = channel.unary_unary(path("EstimateGradient"))
+            scheduler = _scheduler(server)
+            end = await _under_way(channel, how, timed_request(handle, 512), scheduler)
+            await end()
+            await _until(lambda: scheduler.waiting == Waiting(0, 0), 1.0)
+            ended_at = scheduler.snapshot().evaluations
+            begun = time.perf_counter()
+            await estimate(timed_request(handle, 1, seed=1), timeout=30)
+            # What runs, what is bound behind it, and its own: three forwards, and one of grace.
+            assert time.perf_counter() - begun < 4 * timing.seconds(BUDGET) + 0.5
+            snapshot = scheduler.snapshot()
+            assert snapshot.evaluations - ended_at <= 2 * BUDGET + 1
+            await _until(lambda: scheduler.snapshot().replicas[0].evaluations_in_flight == 0, 1.0)
+            assert scheduler.snapshot().tenants == {}
+            assert snapshot.cancelled + snapshot.expired == 1
+            assert snapshot.evaluations < 512 / 2, "it was computed all the same"
+
+    asyncio.run(scenario())
+
+
+async def _under_way(
+    channel: grpc.aio.Channel, how: str, data: bytes, scheduler: Scheduler
+) -> Callable[[], Any]:
+    """Start a request, wait until its rows are being computed; what ends it."""
+    if how == "cancelled on a stream":
+        stream: Any = channel.stream_stream(path("StreamGradients"))(timeout=60)
+        good = pb.EstimateGradientRequest.FromString(data)
+        await stream.write(pb.StreamGradientsRequest(id=1, estimate=good).SerializeToString())
+
+        async def leave() -> None:
+            cancel = pb.StreamGradientsRequest(id=1, cancel=pb.CancelGradient())
+            await stream.write(cancel.SerializeToString())
+            answer = pb.StreamGradientsResponse.FromString(await stream.read())
+            assert answer.error.code == grpc.StatusCode.CANCELLED.value[0]
+
+        await _until(lambda: scheduler.snapshot().microbatches >= 2, 10.0)
+        return leave
+    timeout = 1.0 if how == "deadline" else 60.0
+    call: Any = channel.unary_unary(path("EstimateGradient"))(data, timeout=timeout)
+    await _until(lambda: scheduler.snapshot().microbatches >= 2, 10.0)
+
+    async def end() -> None:
+        if how == "cancelled":
+            call.cancel()
+            assert await call.code() == grpc.StatusCode.CANCELLED
+        else:
+            failure = await _ended(call)
+            assert isinstance(failure, Failure)
+            assert failure.code == grpc.StatusCode.DEADLINE_EXCEEDED
+
+    return end
+
+
+async def _until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "not in time"
+        await asyncio.sleep(0.005)
+
+
+def test_priority_of_a_request_reaches_the_device() -> None:
+    """Among one tenant's waiting requests the highest goes first, whatever their order of arrival.
+    Broken by ``terms`` without the request's priority."""
+
+    async def scenario() -> list[int]:
+        teacher = GatedTeacher()
+        config = SchedulerConfig(evaluation_budget=BUDGET)
+        async with running(teacher, scheduler=config) as (server, channel):
+            handle = await create_async(channel)
+            estimate: Any = channel.unary_unary(path("EstimateGradient"))
+            calls = [estimate(_at(1, handle, BUDGET), timeout=30)]
+            assert await asyncio.to_thread(teacher.entered.wait, 10)
+            for count, priority in enumerate((0, -10, 10, 1, -1), start=1):
+                data = _at(100 + priority, handle, BUDGET, priority)
+                calls.append(estimate(data, timeout=30))
+                await waiting(server, count)
+            teacher.gate.set()
+            await asyncio.gather(*calls)
+        return [forward[0] for forward in teacher.forwards]
+
+    assert asyncio.run(scenario()) == [1, 110, 101, 100, 99, 90]

@@ -98,6 +98,10 @@ def _fill(draw: Draw, message: Any, handles: Sequence[str]) -> None:
         _set(draw, message, field, handles)
 
 
+def _is_leaf(kind: Descriptor) -> bool:
+    return kind.GetOptions().map_entry or kind.full_name == "carv.v1.Tensor"
+
+
 def _change(draw: Draw, message: Any, handles: Sequence[str]) -> None:
     """Draw one field anew, somewhere in a message."""
     if not message.DESCRIPTOR.fields:
@@ -105,8 +109,7 @@ def _change(draw: Draw, message: Any, handles: Sequence[str]) -> None:
     field = draw(st.sampled_from(list(message.DESCRIPTOR.fields)))
     value = getattr(message, field.name)
     kind = field.message_type
-    deep = kind is not None and not kind.GetOptions().map_entry
-    if deep and kind.full_name != "carv.v1.Tensor" and draw(st.integers(0, 3)):
+    if kind is not None and not _is_leaf(kind) and draw(st.integers(0, 3)):
         if not field.is_repeated:
             if message.HasField(field.name):
                 _change(draw, value, handles)

@@ -1,5 +1,5 @@
-"""``carv_server.demo.child`` with a leak: it keeps so many bytes of every answer as the environment
-says. The control of ``benchmarks.soak``."""
+"""``benchmarks.measured_server`` with a leak: it keeps so many bytes of every answer as the
+environment says. The control of ``benchmarks.soak``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import sys
 from typing import Any
 
+from benchmarks import measured_server
 from carv_server import service
-from carv_server.demo import child
 
 _KEPT: list[bytearray] = []
 
@@ -25,4 +25,4 @@ def _leaking(method: Any) -> Any:
 
 if __name__ == "__main__":
     service.TeacherService.estimate_gradient = _leaking(service.TeacherService.estimate_gradient)
-    sys.exit(child.main(sys.argv[1:]))
+    sys.exit(measured_server.main())

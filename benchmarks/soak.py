@@ -4,9 +4,9 @@
 
 A server of a simulated device answers callers that never pause: unary estimates of several K,
 submitted ones on a stream, kept latents, requests that are cancelled in the queue and deadlines
-that pass there. Its resident memory is read every second; the slope is by least squares over the
-last half of the run. The control, a server that keeps a few bytes of every answer, must fail the
-same check, or the check could not see a leak.
+that pass there. What it holds (see ``benchmarks.measured_server``) is read every second; the slope
+is by least squares over the last half of the run. The control, a server that keeps a few bytes of
+every answer, must fail the same check, or the check could not see a leak.
 
 Exit codes: 0 all holds, 1 something does not.
 """
@@ -27,6 +27,7 @@ import grpc.aio
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from benchmarks.measured_server import HELD_FILE
 from carv_client import AsyncTeacherClient, CarvError, DeadlineExceededError
 from carv_server.bench.load.folders import DEVICE, write_simulated
 from carv_server.demo.process import running_server
@@ -44,11 +45,13 @@ class Soak:
     """What a run has shown.
 
     Attributes:
-        memory: (seconds since the start, resident MB of the server).
+        memory: (seconds since the start, MB that the server holds).
+        resident: MB, at the end.
         failures: what went wrong, in words; none is allowed.
     """
 
     memory: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+    resident: float = 0.0
     requests: int = 0
     cancelled: int = 0
     expired: int = 0
@@ -63,7 +66,9 @@ class Soak:
         return float(60.0 * np.polyfit(late[:, 0], late[:, 1], 1)[0])
 
 
-async def _soak(address: str, pid: int, seconds: float, say: Callable[[str], None]) -> Soak:
+async def _soak(
+    address: str, pid: int, held: Path, seconds: float, say: Callable[[str], None]
+) -> Soak:
     found, rng = Soak(), np.random.default_rng(0)
     latents = rng.standard_normal((2, *_SHAPE)).astype(np.float32)
     started = time.monotonic()
@@ -110,14 +115,14 @@ async def _soak(address: str, pid: int, seconds: float, say: Callable[[str], Non
                     await asyncio.sleep(0.1)
 
         kinds = [unary] * (_CALLERS - 6) + [streamed] * 4 + [abandoned, late]
-        watch = asyncio.create_task(_watch(address, pid, started, found, say))
+        watch = asyncio.create_task(_watch(address, pid, held, started, found, say))
         await asyncio.gather(*(call(kind) for kind in kinds))
         watch.cancel()
     return found
 
 
 async def _watch(
-    address: str, pid: int, started: float, found: Soak, say: Callable[[str], None]
+    address: str, pid: int, held: Path, started: float, found: Soak, say: Callable[[str], None]
 ) -> None:
     page = os.sysconf("SC_PAGE_SIZE") / 1e6
     async with grpc.aio.insecure_channel(address) as channel:
@@ -131,23 +136,26 @@ async def _watch(
             now = time.monotonic()
             found.slowest_health = max(found.slowest_health, now - before)
             pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])  # noqa: ASYNC240
-            found.memory.append((now - started, pages * page))
-            say(f"{now - started:5.0f} s, {pages * page:6.1f} MB, {found.requests} requests")
+            found.resident = pages * page
+            megabytes = int(held.read_text()) / 1e6  # noqa: ASYNC240
+            found.memory.append((now - started, megabytes))
+            say(f"{now - started:5.0f} s, {megabytes:6.1f} MB, {found.requests} requests")
             await asyncio.sleep(1.0)
 
 
 def _run(folder: Path, seconds: float, leak: int) -> Soak:
     teacher = write_simulated(folder / "device", _SHAPE, *DEVICE)
-    os.environ[_LEAK] = str(leak)
+    held = folder / "held"
+    os.environ |= {_LEAK: str(leak), HELD_FILE: str(held)}
     arguments = ["--teacher", f"simulated={teacher}", "--evaluation-budget", "8"]
-    module = "benchmarks.leaking_server" if leak else "carv_server.demo.child"
+    module = "benchmarks.leaking_server" if leak else "benchmarks.measured_server"
     try:
         with running_server(
             folder / "server.log", threads=1, arguments=arguments, module=module
         ) as server:
-            return asyncio.run(_soak(server.address, server.pid, seconds, _say))
+            return asyncio.run(_soak(server.address, server.pid, held, seconds, _say))
     finally:
-        del os.environ[_LEAK]
+        del os.environ[_LEAK], os.environ[HELD_FILE]
 
 
 def _say(text: str) -> None:
@@ -178,8 +186,9 @@ def main() -> int:
         flat = found.slope < arguments.largest_slope
         print(
             f"{name}: {found.requests} calls, {found.cancelled} cancelled, {found.expired} "
-            f"expired, {len(found.failures)} failed; {found.memory[-1][1]:.0f} MB, "
+            f"expired, {len(found.failures)} failed; {found.memory[-1][1]:.0f} MB held, "
             f"{found.slope:+.2f} MB a minute over the last half ({'flat' if flat else 'grows'}); "
+            f"{found.resident:.0f} MB resident; "
             f"slowest health {1e3 * found.slowest_health:.0f} ms"
         )
         for failure in found.failures[:5]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -60,11 +61,16 @@ def status_of(error: RequestError) -> rpc.Status:
 async def abort(context: Context, error: RequestError) -> None:
     """End a call with the error's status; raises what gRPC wants to see raised."""
     status = status_of(error)
-    await context.abort(
-        _STATUS_BY_NUMBER[status.code],
-        status.message,
-        trailing_metadata=((STATUS_METADATA_KEY, status.SerializeToString()),),
-    )
+    try:
+        await context.abort(
+            _STATUS_BY_NUMBER[status.code],
+            status.message,
+            trailing_metadata=((STATUS_METADATA_KEY, status.SerializeToString()),),
+        )
+    except grpc.aio.InternalError:
+        # The call is over, mostly by its deadline a moment ago: nobody is there to be told, and
+        # gRPC would log it as an error of the handler.
+        raise asyncio.CancelledError from None
 
 
 def released(call: Callable[[_Given, Context], Awaitable[_Answer]]) -> Callable[..., Any]:

@@ -115,6 +115,34 @@ def test_slots_of_what_ends_in_compute_return_within_one_microbatch(how: str) ->
     asyncio.run(scenario())
 
 
+def test_calls_that_end_with_their_deadline_are_no_errors_of_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The queue ends a request at its deadline, and so does gRPC, which then takes no status for
+    it any more. Broken by passing on what ``context.abort`` raises then."""
+
+    async def scenario() -> None:
+        teacher = GatedTeacher()
+        async with running(teacher) as (_, channel):
+            handle = await create_async(channel)
+            estimate: Any = channel.unary_unary(path("EstimateGradient"))
+            first = estimate(_at(1, handle, 1), timeout=30)
+            assert await asyncio.to_thread(teacher.entered.wait, 10)
+            data = _at(2, handle, 1)
+            for _ in range(4):
+                calls = [estimate(data, timeout=0.05 + 0.001 * i) for i in range(500)]
+                ended = await asyncio.gather(*map(_ended, calls))
+                assert {getattr(each, "code", None) for each in ended} == {
+                    grpc.StatusCode.DEADLINE_EXCEEDED
+                }
+            teacher.gate.set()
+            await first
+        assert sum(map(len, teacher.forwards)) == 1
+
+    asyncio.run(scenario())
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def _under_way(
     channel: grpc.aio.Channel, how: str, data: bytes, scheduler: Scheduler
 ) -> Callable[[], Any]:

@@ -332,7 +332,6 @@ class TeacherService:
     ) -> Callable[[str], Conditioning | None]:
         return lambda handle: self._store.get(handle, teacher.id, tenant)
 
-
     async def _checked(self, call: Call, check: Callable[[], _Result]) -> _Result:
         checked = check() if call.size <= SMALL_BYTES else await self._aside(check)
         call.notes.checked()

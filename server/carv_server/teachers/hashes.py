@@ -59,9 +59,7 @@ def verify_weights(folder: Path, expected: Mapping[str, str]) -> None:
 
 
 def _weight_files(folder: Path) -> list[str]:
-    return sorted(
-        [*weight_files(folder), *(n for n in _DESCRIPTIONS if (folder / n).is_file())]
-    )
+    return sorted([*weight_files(folder), *(n for n in _DESCRIPTIONS if (folder / n).is_file())])
 
 
 def _sha256(file: Path) -> str:

@@ -91,7 +91,7 @@ class Guard(grpc.aio.ServerInterceptor):
         async def denying(requests: Any, context: Any) -> None:
             await self._deny(context, method)
 
-        return grpc.stream_stream_rpc_method_handler(cast(Any, denying))
+        return cast(Any, grpc.stream_stream_rpc_method_handler)(denying)
 
     def _wrapped(self, handler: _Handler, method: str) -> _Handler:
         """The same method behind the door. Replies of a stream are written, whether the handler

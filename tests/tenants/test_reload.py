@@ -102,7 +102,7 @@ def test_what_cannot_be_put_in_force_is_not_said_to_be(
         watched.look(2)
     assert "kept as they were" in caplog.text and "taken anew" not in caplog.text
     watched.file.write_text("long enough")
-    assert watched.look(2) == ["h"]
+    assert watched.look(2) == ["g"]
 
 
 def test_a_change_is_taken_within_the_time(

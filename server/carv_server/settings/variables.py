@@ -34,12 +34,14 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
 
 
 def _is_of_a_service(name: str, value: str) -> bool:
-    if _URL_OF_A_SERVICE.fullmatch(name):
-        return "://" in value
-    return _OF_A_SERVICE.fullmatch(name) is not None
+    if _OF_A_SERVICE.fullmatch(name):
+        return True
+    return _URL_OF_A_SERVICE.fullmatch(name) is not None and "://" in value
 
 
 def _sentence(name: str, known: set[str]) -> str:
-    near = get_close_matches(name, sorted(known), 1)
+    # The place of the setting in the file, as a name.
+    by_path = {_PREFIX + s.path.replace(".", "_").upper(): s.variable for s in SETTINGS}
+    near = [by_path[name]] if name in by_path else get_close_matches(name, sorted(known), 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"the variable {name} is no setting of the server and has no effect{hint}"

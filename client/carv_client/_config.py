@@ -117,12 +117,21 @@ def configured(target: str | ClientConfig, **given: Any) -> ClientConfig:
 
 
 def is_local(address: str) -> bool:
-    """Whether a gRPC target is on this machine for certain."""
+    """Whether a gRPC target is on this machine for certain; of several addresses, each."""
     scheme, colon, rest = address.partition(":")
     if scheme in ("unix", "unix-abstract"):
         return True
     if colon and scheme in ("dns", "ipv4", "ipv6"):
-        address = rest.rpartition("/")[2]
+        authority, _, path = rest[2:].partition("/") if rest.startswith("//") else ("", "", rest)
+        if authority:  # a name server, which may give any address for any name
+            return False
+        address = path.removeprefix("/")
+    # gRPC decodes %2C to a comma.
+    return "%" not in address and all(map(_is_local_host, address.split(",")))
+
+
+def _is_local_host(address: str) -> bool:
+    """Of ``host`` or ``host:port``."""
     if address.startswith("["):
         host = address[1:].partition("]")[0]
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from carv_server.observability.notes import CallNotes
 from carv_server.scheduling.terms import Terms
-from carv_server.tenants.access import ANYONE, Access
+from carv_server.tenants.access import ANYONE, Access, access_check
 from carv_server.tenants.quota import Meter
 
 __all__ = ["Call"]
@@ -39,10 +39,10 @@ class Call:
         """Of work that is paid for."""
         return Terms(self.deadline, self.tenant, priority, self.caller, trace=self.notes.work_trace)
 
-    def metered_terms(self, priority: int) -> Terms:
-        """Of work that is charged piece by piece."""
+    def metered_terms(self, priority: int, teacher: str) -> Terms:
+        """Of work that is charged piece by piece, as long as the tenant has the teacher."""
         quota = self.access.quota
-        meter = None if quota is None else Meter(quota)
+        meter = None if quota is None else Meter(quota, access_check(teacher))
         return Terms(
             self.deadline, self.tenant, priority, self.caller, meter, self.notes.work_trace
         )

@@ -13,6 +13,7 @@ from carv_server.settings.arguments import add_arguments, given
 from carv_server.settings.mistakes import ConfigurationError
 from carv_server.settings.read import Given, read_settings
 from carv_server.settings.show import hash_table, show
+from carv_server.settings.variables import unknown_variables
 from carv_server.teachers.hashes import weight_digests
 
 __all__ = ["register"]
@@ -32,7 +33,7 @@ def register(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
         help="report every mistake",
         description="Check a configuration as `carv serve` would, environment variables included, "
         "without loading anything. Exit code 0 where it is sound, 2 with all mistakes on standard "
-        "error.",
+        "error. Variables that begin with CARV_ and are no settings are warned of.",
     )
     check.add_argument("file", nargs="?", type=Path, metavar="FILE", help="else CARV_CONFIG")
     check.set_defaults(run=_check)
@@ -64,6 +65,8 @@ def register(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    for warning in unknown_variables(os.environ):
+        print(f"carv config check: warning: {warning}", file=sys.stderr)
     try:
         settings = read_settings(Given(arguments.file), os.environ)
     except ConfigurationError as error:

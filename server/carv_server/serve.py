@@ -47,6 +47,9 @@ __all__ = ["RunningServer", "serve_until_signalled"]
 _log = logging.getLogger(__name__)
 
 _WORKERS = 2
+# Calls at once on one connection, whose messages may all be in memory; far above any honest load,
+# since a client's further calls wait for a place by themselves.
+_MOST_CALLS_OF_A_CONNECTION = 1024
 _LAST_TASKS_SECONDS = 1.0
 # For a forward that nobody waits for any more; it cannot be interrupted.
 _LAST_FORWARD_SECONDS = 2.0
@@ -125,7 +128,10 @@ class RunningServer:
         # The module gains its `aio` attribute at import, out of a type checker's sight.
         self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._server = grpc.aio.server(
-            options=channel_options(config.max_message_bytes),
+            options=[
+                *channel_options(config.max_message_bytes),
+                ("grpc.max_concurrent_streams", _MOST_CALLS_OF_A_CONNECTION),
+            ],
             interceptors=()
             if self._tenancy is None
             else (Guard(self._tenancy, self.observability.denied),),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import sys
 from contextlib import ExitStack
@@ -13,8 +14,11 @@ from carv_server.settings.arguments import add_arguments, given
 from carv_server.settings.mistakes import ConfigurationError
 from carv_server.settings.observability import LogConfig
 from carv_server.settings.read import read_settings
+from carv_server.settings.variables import unknown_variables
 
 __all__ = ["register"]
+
+_log = logging.getLogger(__name__)
 
 _EXIT_USAGE = 2
 _EXIT_ADDRESS = 3
@@ -45,6 +49,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from carv_server.observability.logs import configure_logging
 
     configure_logging(LogConfig(settings.text("log.level"), settings.text("log.format")))
+    for warning in unknown_variables(os.environ):
+        _log.warning("%s", warning)
     # torch and diffusers take seconds to import: not before the settings are known good.
     from carv_server.configured import server_config
     from carv_server.observability.http import ListenError

@@ -16,6 +16,7 @@ from carv.tensors import encode_tensor, write_tensor
 from carv.v1 import conditioning_pb2, latents_pb2, teacher_pb2
 from carv.v1 import teacher_service_pb2 as pb
 from carv_server.call import Call
+from carv_server.conditioner import Conditioner
 from carv_server.conditioning import ConditioningStore, blend_handle, source_handles
 from carv_server.encode import (
     encode_diagnostics,
@@ -26,18 +27,16 @@ from carv_server.encode import (
     encode_teacher,
     encode_time,
 )
-from carv_server.errors import RequestError, invalid
+from carv_server.errors import RequestError
 from carv_server.estimate import estimate_gradient, predict_noise
 from carv_server.history import DrawHistories
 from carv_server.latents import LatentStore, latents_handle
 from carv_server.observability.notes import Sampled
 from carv_server.profile import profile_teacher
 from carv_server.refine.call import refine_gradient
-from carv_server.replicas.protocol import Conditioning, Encoder, ReplicaLost
+from carv_server.replicas.protocol import Conditioning, Encoder
 from carv_server.request import SMALL_BYTES, DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
-from carv_server.scheduling.outcomes import no_replica
-from carv_server.teachers.protocol import Source, SourceError
 from carv_server.validation.latents import check_create_latents
 from carv_server.validation.objective import ObjectiveCache
 from carv_server.validation.profile import check_profile
@@ -90,6 +89,7 @@ class TeacherService:
     ) -> None:
         self._teachers = teachers
         self._store = store
+        self._conditioner = Conditioner(store)
         self._limits = limits
         self._max_message_bytes = max_message_bytes
         self._new_seed = new_seed
@@ -129,7 +129,8 @@ class TeacherService:
             limits = teacher.limits or self._limits
             source = await self._aside(lambda: check_source(request.source, spec, limits))
             handles = source_handles(digest, source)
-            kept = await self._keep(teacher, source, handles, call.tenant)
+            encoder = teacher.replicas[0]
+            kept = await self._conditioner.keep(teacher.id, encoder, source, handles, call)
         return pb.CreateConditioningResponse(
             conditionings=[
                 conditioning_pb2.Conditioning(handle=h, expire_time=encode_time(kept[h]))
@@ -204,7 +205,7 @@ class TeacherService:
             checked,
             teacher.scheduler,
             teacher.histories,
-            call.metered_terms(request.priority),
+            call.metered_terms(request.priority, teacher.id),
             self._workers,
         )
         async with aclosing(refinement) as means:
@@ -263,7 +264,7 @@ class TeacherService:
             description.schedule,
             teacher.scheduler,
             teacher.histories,
-            call.metered_terms(request.priority),
+            call.metered_terms(request.priority, teacher.id),
         )
         async with aclosing(measuring) as steps:
             async for step in steps:
@@ -330,31 +331,6 @@ class TeacherService:
         self, teacher: ServedTeacher, tenant: str
     ) -> Callable[[str], Conditioning | None]:
         return lambda handle: self._store.get(handle, teacher.id, tenant)
-
-    async def _keep(
-        self, teacher: ServedTeacher, source: Source, handles: Sequence[str], tenant: str
-    ) -> dict[str, float]:
-        """Encode a source and keep its rows; wall-clock expiry by handle. What the tenant has
-        kept already is not encoded again."""
-        kept = {handle: self._store.get(handle, teacher.id, tenant) for handle in handles}
-        if all(kept.values()):
-            return {
-                handle: self._store.put(handle, teacher.id, conditioning.tensors, tenant)
-                for handle, conditioning in kept.items()
-                if conditioning is not None
-            }
-        try:
-            rows = await teacher.replicas[0].encode(source)
-        except SourceError as error:
-            raise invalid(
-                [FieldViolation(f"source.{fault.field}", str(fault)) for fault in error.all]
-            ) from None
-        except ReplicaLost as error:
-            raise no_replica(str(error)) from None
-        return {
-            handle: self._store.put(handle, teacher.id, row, tenant)
-            for handle, row in zip(handles, rows, strict=True)
-        }
 
     async def _checked(self, call: Call, check: Callable[[], _Result]) -> _Result:
         checked = check() if call.size <= SMALL_BYTES else await self._aside(check)

@@ -20,7 +20,15 @@ __all__ = [
 
 
 class CertificateError(ValueError):
-    """Certificates that cannot be used; the message names the files."""
+    """Certificates that cannot be used; the message names the files.
+
+    Attributes:
+        field: of ``TlsConfig``, whose file is at fault.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class TlsConfig:
         private_key: its PEM key.
         client_ca: PEM authorities that clients' certificates are checked against.
         require_client_certificate: refuse connections without one.
-        reload_seconds: time between two looks at the files.
+        reload_seconds: within this time a change of the files is taken.
     """
 
     certificate: Path
@@ -57,38 +65,53 @@ class Certificates:
 
 
 def read_certificates(config: TlsConfig) -> Certificates:
-    """A pair that goes together, and authorities that parse.
+    """A pair that goes together, and authorities that parse. Text around the PEM is no matter.
 
     Raises:
         CertificateError: a file cannot be read or is half written, or the key is another
             certificate's.
     """
     found = _read(config)
+    # OpenSSL reads the files by itself; what it finds good must be what was read above.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # OpenSSL reads the files by itself; what it found good must be what was read above.
         context.load_cert_chain(config.certificate, config.private_key, password="")
-        if found.client_ca is not None:
-            context.load_verify_locations(cadata=found.client_ca.decode("ascii"))
     except (OSError, ValueError) as error:
         raise CertificateError(
-            f"{', '.join(map(str, config.files))}: no certificate with its key, or no "
-            f"authorities: {error}"
+            "certificate",
+            f"{config.certificate} and {config.private_key} do not go together: {error}",
         ) from None
+    if config.client_ca is not None:
+        _check_authorities(config.client_ca)
     if _read(config) != found:
-        raise CertificateError(f"{config.certificate}: written while it was read")
+        raise CertificateError("certificate", f"{config.certificate}: written while it was read")
     return found
 
 
-def _read(config: TlsConfig) -> Certificates:
+def _check_authorities(file: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        return Certificates(
-            config.certificate.read_bytes(),
-            config.private_key.read_bytes(),
-            None if config.client_ca is None else config.client_ca.read_bytes(),
-        )
+        context.load_verify_locations(file)
+    except (OSError, ValueError) as error:
+        raise CertificateError("client_ca", f"{file} holds no certificates: {error}") from None
+    if not context.cert_store_stats()["x509"]:
+        raise CertificateError("client_ca", f"{file} holds no certificates")
+
+
+def _read(config: TlsConfig) -> Certificates:
+    certificate = _bytes_of("certificate", config.certificate)
+    private_key = _bytes_of("private_key", config.private_key)
+    authorities = None
+    if config.client_ca is not None:
+        authorities = _bytes_of("client_ca", config.client_ca)
+    return Certificates(certificate, private_key, authorities)
+
+
+def _bytes_of(field: str, file: Path) -> bytes:
+    try:
+        return file.read_bytes()
     except OSError as error:
-        raise CertificateError(f"{error.filename} cannot be read: {error.strerror}") from None
+        raise CertificateError(field, f"{file} cannot be read: {error.strerror}") from None
 
 
 class RotatingCertificates:

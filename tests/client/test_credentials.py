@@ -23,6 +23,9 @@ LOCAL = [
     "unix-abstract:x",
     "dns:///localhost:1",
     "ipv4:127.0.0.1:1",
+    "ipv4:127.0.0.1:1,127.0.0.2:1",
+    "ipv6:[::1]:50051,[::1]:50052",
+    "ipv6:///[::1]:1",
 ]
 ELSEWHERE = [
     "carv.example:443",
@@ -34,6 +37,13 @@ ELSEWHERE = [
     "127.0.0.1.example:1",
     "xds:///localhost",
     "128.0.0.1:1",
+    "ipv6:[::1]:50051,[2001:db8::1]:50051",
+    "ipv6:[2001:db8::1]:50051,[::1]:50051",
+    "ipv4:127.0.0.1:1,10.0.0.1:1",
+    "ipv4:127.0.0.1:1%2C10.0.0.1:1",
+    "ipv4:127.0.0.1:1,",
+    "localhost:1,carv.example:1",
+    "dns://10.0.0.1/localhost:1",
 ]
 
 
@@ -45,7 +55,8 @@ def test_a_token_travels_within_the_machine(address: str) -> None:
 
 @pytest.mark.parametrize("address", ELSEWHERE)
 def test_a_token_does_not_travel_in_the_clear(address: str) -> None:
-    """Breaks with: a prefix that is taken for the host, or `metadata` that is not looked at."""
+    """Breaks with: a prefix that is taken for the host, several addresses of which one is looked
+    at, or `metadata` that is not."""
     assert not is_local(address)
     ClientConfig(address=address)
     for secret in ({"token": "t"}, {"metadata": {"Authorization": "Bearer t"}}):

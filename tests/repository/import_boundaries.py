@@ -30,6 +30,7 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),  # gathers the parts' own settings; no part reads it
     ("service",),
     ("encode",),
+    ("conditioner",),
     ("call",),
     ("observability",),  # reads what is below, and is told by what is above
     ("validation", "refine", "profile", "request", "estimate", "conditioning", "latents", "store"),

@@ -8,6 +8,9 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import h2.config
+import h2.connection
+import h2.events
 import numpy as np
 import pytest
 from google.protobuf.message import Message
@@ -19,6 +22,7 @@ from carv_client import AsyncTeacherClient, AuthenticationError
 from carv_server.guard import Guard
 from carv_server.service import TeacherService
 from carv_server.tenants.tenancy import Tenancy
+from carv_server.tenants.tenant import Tenant
 from tests.server.teachers import oracle_teacher
 from tests.server.wire import failure_of
 from tests.support.tenants import bearer, serving, tenant, token_of
@@ -133,6 +137,100 @@ def test_every_method_is_open_with_one(registered: dict[str, Any]) -> None:
                         await _call(channel, method, handler, metadata)
                     except grpc.aio.AioRpcError as error:
                         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, method  # noqa: PT017
+
+    asyncio.run(scenario())
+
+
+async def _unread(channel: grpc.aio.Channel, method: str, metadata: Any) -> grpc.StatusCode:
+    """How a call ends that sends no message and does not say that it will send none."""
+    call: Any = channel.stream_stream(method)(metadata=metadata, timeout=3)
+    return await call.code()
+
+
+@pytest.mark.parametrize("certificates", [False, True])
+@pytest.mark.parametrize("case", [case for case in BAD if "authorization" in dict(BAD[case])])
+def test_no_message_is_read_without_a_valid_token(
+    registered: dict[str, Any], case: str, certificates: bool
+) -> None:
+    """Callers without one would otherwise have the server hold up to a whole message each. Also
+    where certificates may speak for a caller: a token that is shown decides.
+
+    Breaks with: a check in the handler alone (the call waits for its message).
+    """
+    others = [Tenant("c", spiffe_ids=("spiffe://carv.test/c",))] if certificates else []
+
+    async def scenario() -> None:
+        async with (
+            serving({"mixture": oracle_teacher()}, [tenant("a"), *others]) as server,
+            grpc.aio.insecure_channel(server.address) as channel,
+        ):
+            for method in registered:
+                if not method.startswith("/grpc.health.v1.Health/"):
+                    code = await _unread(channel, method, BAD[case])
+                    assert code is grpc.StatusCode.UNAUTHENTICATED, method
+
+    asyncio.run(scenario())
+
+
+def test_without_a_token_it_depends_on_whether_certificates_count() -> None:
+    """Only a handler can see those, and it has the message by then."""
+
+    async def scenario() -> None:
+        method, large = "/carv.v1.TeacherService/EstimateGradient", b"\0" * (8 << 20)
+        for others in ([], [Tenant("c", spiffe_ids=("spiffe://carv.test/c",))]):
+            async with (
+                serving({"mixture": oracle_teacher()}, [tenant("a"), *others]) as server,
+                grpc.aio.insecure_channel(server.address) as channel,
+            ):
+                code = await _unread(channel, method, ())
+                late = grpc.StatusCode.DEADLINE_EXCEEDED
+                assert code is (late if others else grpc.StatusCode.UNAUTHENTICATED)
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await channel.unary_unary(method)(large, timeout=10)
+                failure = failure_of(caught.value)
+                assert failure.code is grpc.StatusCode.UNAUTHENTICATED
+                assert failure.reason == Reason.UNAUTHENTICATED.value
+
+    asyncio.run(scenario())
+
+
+def test_a_token_that_goes_while_its_message_comes_opens_nothing() -> None:
+    """Breaks with: a door that does not look again once the message is there."""
+
+    async def scenario() -> None:
+        async with (
+            serving({"mixture": oracle_teacher()}, [tenant("a")]) as server,
+            grpc.aio.insecure_channel(server.address) as channel,
+        ):
+            method = "/carv.v1.TeacherService/ListTeachers"
+            call: Any = channel.stream_stream(method)(metadata=bearer("a"), timeout=10)
+            await call.wait_for_connection()
+            await asyncio.sleep(0.1)
+            server._take_tenants([])
+            await call.write(b"")
+            await call.done_writing()
+            assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+
+    asyncio.run(scenario())
+
+
+def test_calls_of_a_connection_are_bounded() -> None:
+    """As the server tells its clients. Breaks with: gRPC's own limit, which is none."""
+
+    async def scenario() -> None:
+        async with serving({"mixture": oracle_teacher()}, [tenant("a")]) as server:
+            host, _, port = server.address.rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+            connection.initiate_connection()
+            writer.write(connection.data_to_send())
+            told: list[Any] = []
+            while not told:
+                events = connection.receive_data(await reader.read(1 << 16))
+                told = [e for e in events if isinstance(e, h2.events.RemoteSettingsChanged)]
+            assert connection.remote_settings.max_concurrent_streams == 1024
+            writer.close()
+            await writer.wait_closed()
 
     asyncio.run(scenario())
 

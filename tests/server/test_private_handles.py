@@ -110,7 +110,7 @@ def test_a_handle_of_another_tenant_is_one_that_never_was() -> None:
 def test_nothing_is_encoded_for_two_tenants_at_once() -> None:
     """Whether another tenant has a prompt must not show in the time that it takes.
 
-    Breaks with: `tenant` left out of `TeacherService._keep`, or out of the name by which
+    Breaks with: the tenant left out of `Conditioner.keep`, or out of the name by which
     replicas keep conditionings.
     """
     teacher = Counting()

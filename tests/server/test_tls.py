@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -254,8 +255,24 @@ def test_a_new_authority_takes_the_place_of_the_old(place: Place) -> None:
 def test_what_is_half_written_is_refused(place: Place, name: str, broken: str) -> None:
     read_certificates(place.config())
     (place.folder / name).write_text(broken)
-    with pytest.raises(ValueError, match=r"server\.pem"):
+    with pytest.raises(ValueError, match=re.escape(name)):
         read_certificates(place.config())
+
+
+def test_authorities_with_words_around_them_are_served(place: Place) -> None:
+    """As `carv config check` finds them sound. Breaks with: authorities decoded as ASCII."""
+    file = place.folder / "clients.pem"
+    file.write_text(f"# Prüfstelle Zürich\n{place.clients.pem.decode()}", encoding="utf-8")
+
+    async def scenario() -> None:
+        async with _serving(place, Tenant("a", spiffe_ids=(NAME,))) as server:
+            async with _client(server, place, place.clients.client(NAME)) as client:
+                await client.list_teachers()
+            async with _client(server, place, Authority("another").client(NAME)) as client:
+                with pytest.raises(UnavailableError):
+                    await client.list_teachers(timeout=2.0)
+
+    asyncio.run(scenario())
 
 
 def test_the_health_port_serves_health_alone_and_hears_of_the_drain(place: Place) -> None:

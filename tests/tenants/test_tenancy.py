@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from carv.errors import Reason
+from carv_server.errors import RequestError
 from carv_server.tenants.access import Credential
+from carv_server.tenants.quota import Quota
 from carv_server.tenants.tenancy import Tenancy
 from carv_server.tenants.tenant import Tenant
 from tests.support.tenants import digest, tenant, token_of
@@ -80,3 +83,60 @@ def test_what_is_taken_out_holds_no_longer() -> None:
     )
     assert b.access.quota is quota, "what was used of it counts"
     assert dict(tenancy.weights) == {"b": 3.0}
+
+
+def _quota_of(tenancy: Tenancy, name: str) -> Quota:
+    credential = tenancy.by_token(token_of(name).encode())
+    assert credential is not None and credential.access is not None
+    assert credential.access.quota is not None
+    return credential.access.quota
+
+
+def test_a_tenant_that_comes_back_finds_what_it_owes() -> None:
+    """A list that lacks it for a moment must not wipe that out. Once all is paid it is forgotten.
+
+    Breaks with: quotas of those that are present alone.
+    """
+    now = [0.0]
+    limited = tenant("a", evaluations_per_second=10.0, evaluations_in_flight=30)
+    tenancy = Tenancy([limited], SERVED, lambda: now[0])
+    quota = _quota_of(tenancy, "a")
+    with quota.charged(25):
+        tenancy.replace([])
+        tenancy.replace([tenant("b")])
+        tenancy.replace([limited])
+        assert _quota_of(tenancy, "a") is quota and quota.in_flight == 25
+        tenancy.replace([])
+    tenancy.replace([limited])
+    assert quota.in_flight == 0
+    with pytest.raises(RequestError) as caught, _quota_of(tenancy, "a").charged(1):
+        pass
+    assert caught.value.reason is Reason.QUOTA_EXCEEDED
+    tenancy.replace([])
+    now[0] += 2.4
+    tenancy.replace([])
+    assert list(tenancy._left_over) == ["a"]
+    now[0] += 0.2
+    tenancy.replace([])
+    assert not tenancy._left_over
+
+
+def test_what_is_owed_by_those_who_left_is_bounded() -> None:
+    """The oldest go first. Breaks with: no bound."""
+    tenancy = Tenancy([], SERVED, lambda: 0.0)
+    for i in range(1200):
+        name = f"t{i}"
+        tenancy.replace([tenant(name, evaluations_per_second=1.0)])
+        with _quota_of(tenancy, name).charged(1):
+            pass
+    tenancy.replace([])
+    assert list(tenancy._left_over) == [f"t{i}" for i in range(200, 1200)]
+
+
+def test_quotas_without_a_rate_owe_nothing() -> None:
+    tenancy = Tenancy([tenant("a", evaluations_in_flight=3)], SERVED, lambda: 0.0)
+    with _quota_of(tenancy, "a").charged(3):
+        tenancy.replace([])
+        assert list(tenancy._left_over) == ["a"]
+    tenancy.replace([])
+    assert not tenancy._left_over

@@ -27,7 +27,7 @@ def is_public(address: str) -> bool:
         return True
     try:
         found = socket.getaddrinfo(host, None)
-    except (OSError, UnicodeError):
+    except (OSError, ValueError):  # also of a name that cannot be encoded
         return False
     return any(
         not ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found

@@ -3,7 +3,6 @@ there."""
 
 from __future__ import annotations
 
-import ssl
 from pathlib import Path
 
 from carv_server.settings.addresses import is_public
@@ -12,6 +11,7 @@ from carv_server.settings.observability import MetricsConfig, TracingConfig, che
 from carv_server.settings.result import Settings
 from carv_server.settings.table import PUBLIC_WORDS
 from carv_server.settings.teachers import check_teachers
+from carv_server.tls import CertificateError, TlsConfig, read_certificates
 
 __all__ = ["check_whole"]
 
@@ -60,16 +60,13 @@ def _check_tls(settings: Settings, mistakes: Mistakes) -> None:
             mistakes.add(f"tls.{name}", f"{file} is not there")
             there = False
     if certificate and key and there:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            context.load_cert_chain(certificate, key, password="")
-        except (OSError, ValueError) as error:
-            mistakes.add("tls.certificate", f"{certificate} and {key} do not go together: {error}")
-        if authority:
-            try:
-                context.load_verify_locations(authority)
-            except OSError as error:
-                mistakes.add("tls.client_ca", f"{authority} holds no certificates: {error}")
+            # As the server itself will.
+            read_certificates(
+                TlsConfig(Path(certificate), Path(key), Path(authority) if authority else None)
+            )
+        except CertificateError as error:
+            mistakes.add(f"tls.{error.field}", str(error))
 
 
 def _check_addresses(settings: Settings, mistakes: Mistakes) -> None:

@@ -14,6 +14,8 @@ Value = str | int | float | bool | None
 """None stands for "auto", or for a setting that is left to others."""
 
 _TRUE, _FALSE = ("1", "yes", "true", "on"), ("", "0", "no", "false", "off")
+# Python writes out numbers of a few thousand digits at most.
+_LONGEST_SHOWN_BITS = 128
 
 
 class Kind(Protocol):
@@ -148,7 +150,11 @@ class Number:
         return "whole number" if self.whole else "number"
 
     def _in_range(self, value: float) -> float:
-        if not math.isfinite(value):
+        try:
+            finite = math.isfinite(value)
+        except OverflowError:  # of a whole number beyond any float
+            raise ValueError(f"{_shown(value)} is out of range") from None
+        if not finite:
             raise ValueError(f"'{value}' is not a number")
         if value < self.least:
             raise ValueError(f"{value} is below {self.least:g}")
@@ -163,6 +169,8 @@ class Number:
 
 def _shown(value: object) -> str:
     """As TOML would have it, cut to a line."""
+    if isinstance(value, int) and value.bit_length() > _LONGEST_SHOWN_BITS:
+        return f"a whole number of {value.bit_length()} bits"
     try:
         text = json.dumps(value)
     except TypeError:

@@ -150,7 +150,7 @@ SETTINGS: tuple[Setting, ...] = (
         "reload_seconds",
         Number(0, whole=False, above=True),
         10.0,
-        "time between two looks at the files",
+        "within this time a change of the files is taken, once they have stood for half of it",
         "tls_reload_seconds",
     ),
     Setting("limits", "max_draws", _AT_LEAST_1, 1024, "K, draws per render"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +18,7 @@ __all__ = ["load_tenants", "read_tenants", "read_toml"]
 _MOST_TENANTS = 1000
 _MOST_CREDENTIALS = 64
 _MOST_FILE_BYTES = 4 << 20
+_MOST_LEVELS = 16
 
 _WEIGHT = Number(0, 1e6, above=True, whole=False)
 _RATE = Number(0, 1e12, above=True, whole=False)
@@ -53,14 +54,37 @@ def read_toml(file: Path, mistakes: Mistakes) -> Table | None:
     except OSError as error:
         mistakes.add(str(file), f"cannot be read: {error.strerror}")
         return None
+    except ValueError as error:  # a path that no file can have
+        mistakes.add(repr(str(file)), f"cannot be read: {error}")
+        return None
     if len(data) > _MOST_FILE_BYTES:
         mistakes.add(str(file), f"above {_MOST_FILE_BYTES} bytes; is this the right file?")
         return None
     try:
-        return tomllib.loads(data.decode())
+        content = tomllib.loads(data.decode())
     except ValueError as error:
         mistakes.add(str(file), f"is not TOML: {error}")
         return None
+    except RecursionError:
+        content = None
+    if content is None or _is_deeper(content, _MOST_LEVELS):
+        mistakes.add(str(file), f"is nested more than {_MOST_LEVELS} levels deep")
+        return None
+    return content
+
+
+def _is_deeper(value: object, most: int) -> bool:
+    """Without recursion: dotted keys nest as deep as the file is long."""
+    level = [value]
+    for _ in range(most):
+        level = [inner for outer in level for inner in _inside(outer)]
+    return any(isinstance(inner, dict | list) for inner in level)
+
+
+def _inside(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return cast("dict[str, object]", value).values()
+    return cast("list[object]", value) if isinstance(value, list) else ()
 
 
 def read_tenants(
@@ -105,12 +129,12 @@ def _tenant(table: Table, where: str, mistakes: Mistakes) -> Tenant | None:
     reader = Reader(table, where, mistakes)
     if "id" not in table:
         mistakes.add(f"{where}.id", "must be set")
-    elif table["id"] in RESERVED_IDS:
+    tenant_id = reader.take("id", identifier, "")
+    if tenant_id in RESERVED_IDS:
         mistakes.add(
             f"{where}.id",
-            f"{table['id']!r} stands for callers without a tenant in metrics; choose another",
+            f"{tenant_id!r} stands for callers without a tenant in metrics; choose another",
         )
-    tenant_id = reader.take("id", identifier, "")
     teachers = reader.take("teachers", each(identifier), None)
     in_flight = _number(reader, "evaluations_in_flight", _IN_FLIGHT)
     tenant = Tenant(

@@ -121,7 +121,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text())
     except OSError as error:
         raise TeacherFolderError(f"{file} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TeacherFolderError(f"{file} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise TeacherFolderError(f"{file} must hold an object")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from carv_server.teachers.folder import TeacherFolderError
+from carv_server.teachers.weight_files import weight_files
 
 __all__ = ["verify_weights", "weight_digests"]
 
@@ -15,7 +16,8 @@ _DESCRIPTIONS = ("mixture.json", "simulated.json")
 
 
 def weight_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 in hexadecimal digits of every file of weights in a folder, by path within it.
+    """SHA-256 in hexadecimal digits of every file of weights in a folder, by path within it; of
+    the indices that say which shards are loaded, too. Symbolic links are followed.
 
     Raises:
         OSError: the folder or a file cannot be read.
@@ -42,9 +44,14 @@ def verify_weights(folder: Path, expected: Mapping[str, str]) -> None:
             continue
         if found != digits.lower():
             wrong.append(f"{folder / name}: expected sha256 {digits.lower()}, found {found}")
+    try:
+        present = _weight_files(folder)
+    except OSError as error:
+        present = []
+        wrong.append(f"{error.filename or folder} cannot be read: {error.strerror}")
     wrong += [
         f"{folder / name} has no sha256, and others have: see `carv config hash`"
-        for name in _weight_files(folder)
+        for name in present
         if name not in expected
     ]
     if wrong:
@@ -52,9 +59,7 @@ def verify_weights(folder: Path, expected: Mapping[str, str]) -> None:
 
 
 def _weight_files(folder: Path) -> list[str]:
-    files = [path for path in folder.rglob("*.safetensors") if path.is_file()]
-    files += [folder / name for name in _DESCRIPTIONS if (folder / name).is_file()]
-    return sorted(path.relative_to(folder).as_posix() for path in files)
+    return sorted([*weight_files(folder), *(n for n in _DESCRIPTIONS if (folder / n).is_file())])
 
 
 def _sha256(file: Path) -> str:

@@ -16,6 +16,7 @@ from carv_server.teachers.registration import (
     parse_registration,
 )
 from carv_server.teachers.simulated import SIMULATED_FILE, load_simulated
+from carv_server.teachers.weight_files import refuse_unsafe
 
 __all__ = ["EMBEDDED", "TeacherRegistration", "load_teacher", "parse_registration"]
 
@@ -34,6 +35,7 @@ def load_teacher(
     if (folder / SIMULATED_FILE).is_file():
         return _from_file(registration, SIMULATED_FILE, lambda: load_simulated(folder))
     model = open_folder(folder)
+    refuse_unsafe(folder)
     # Imported late: diffusers and transformers take seconds, and an analytic teacher needs
     # neither.
     match model.components.get("unet"):

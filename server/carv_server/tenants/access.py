@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from carv.errors import Reason
+from carv.errors import FieldViolation, Reason
 from carv_server.errors import RequestError
 from carv_server.tenants.quota import Quota
 
-__all__ = ["ANYONE", "Access", "Credential", "current_access", "current_credential", "denied"]
+__all__ = [
+    "ANYONE",
+    "Access",
+    "Credential",
+    "access_check",
+    "current_access",
+    "current_credential",
+    "denied",
+]
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,32 @@ def current_access() -> Access:
     Raises:
         RequestError: UNAUTHENTICATED, where the credential was taken out while a stream was open.
     """
+    return _present(current_credential.get())
+
+
+def access_check(teacher: str) -> Callable[[], None]:
+    """For a call that goes on for long: raises RequestError once its credential is no longer its
+    tenant's, UNAUTHENTICATED, or the tenant may no longer use the teacher, TEACHER_NOT_ALLOWED.
+
+    Raises:
+        RequestError: UNAUTHENTICATED, where that is so already.
+    """
     credential = current_credential.get()
+    tenant = _present(credential).tenant
+
+    def check() -> None:
+        access = _present(credential)
+        if access.tenant != tenant:
+            raise denied()
+        if not access.allows(teacher):
+            message = f"teacher {teacher!r} is no longer for you"
+            violations = [FieldViolation("teacher", message)]
+            raise RequestError(Reason.TEACHER_NOT_ALLOWED, message, violations=violations)
+
+    return check
+
+
+def _present(credential: Credential | None) -> Access:
     if credential is None:
         return ANYONE
     if credential.access is None:

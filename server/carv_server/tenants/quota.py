@@ -61,6 +61,12 @@ class Quota:
             self._level = self._burst if fresh else min(self._level, self._burst)
         self._most = math.inf if in_flight is None else in_flight
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is in flight and nothing is owed: a new one would be no other."""
+        self._fill()
+        return self.in_flight == 0 and (self._rate == math.inf or self._level >= self._burst)
+
     @contextmanager
     def charged(self, evaluations: int, *, piece: bool = False) -> Iterator[None]:
         """Around the work of one request.
@@ -90,7 +96,7 @@ class Quota:
                 IN_FLIGHT,
                 f"{evaluations} evaluations and {self.in_flight} in flight; the quota is "
                 f"{self._most:g} in flight"
-                + ("" if possible else ": ask for fewer draws or renders at once"),
+                + ("" if possible else ": ask for fewer draws, renders or conditionings at once"),
                 _IN_FLIGHT_RETRY_SECONDS if possible else None,
             )
         if self._rate != math.inf:
@@ -128,17 +134,22 @@ class Quota:
 class Meter:
     """One call's charges, of work that it submits piece by piece.
 
+    Args:
+        check: called ahead of each piece; raises RequestError where the call may no longer go on.
+
     Attributes:
         under_way: whether anything was let through.
     """
 
-    def __init__(self, quota: Quota) -> None:
+    def __init__(self, quota: Quota, check: Callable[[], None] = lambda: None) -> None:
         self._quota = quota
+        self._check = check
         self.under_way = False
 
     @contextmanager
     def charged(self, evaluations: int) -> Iterator[None]:
-        """As ``Quota.charged``."""
+        """As ``Quota.charged``; and what the check raises."""
+        self._check()
         with self._quota.charged(evaluations, piece=True):
             self.under_way = True
             yield

@@ -20,14 +20,14 @@ class Watcher(Generic[T]):
     """Takes what a reader makes of some small files, whenever that is sound and new.
 
     Content is compared, and not times alone: a mounted secret is a link that is set anew, and a
-    file may be written twice within the resolution of its time.
+    file may be written twice within the resolution of its time. What two looks in a row do not
+    find alike is still being written, and is left alone: half of a file may be sound too.
 
     Args:
         what: the files stand for, in the log.
         files: looked at.
         present: what is in force.
-        read: makes something of the files, in a thread; raises ValueError or OSError where they
-            are no good, and then what is in force stays.
+        read: makes something of the files, in a thread; where it raises, what is in force stays.
         take: puts it in force, on the event loop.
     """
 
@@ -45,36 +45,42 @@ class Watcher(Generic[T]):
         self._read = read
         self._take = take
         self._seen = b""
-        self._wrong: Exception | None = None
+        self._judged = b""
 
     async def run(self, seconds: float) -> None:
-        """Look every so many seconds, for ever."""
+        """Look, for ever, so often that a change is taken within so many seconds."""
         while True:
-            await self.look()
-            await asyncio.sleep(seconds)
+            try:
+                await self.look()
+            except Exception:  # noqa: BLE001 - the next look may do better; without it all would end
+                _log.exception("%s: could not be looked at", self._what)
+            await asyncio.sleep(seconds / 2)
 
     async def look(self) -> None:
-        """Read the files if they have changed. What is still wrong with them at the next look is
-        logged, once; what was being written is not."""
+        """Read the files if they have changed and have not since the last look. What is wrong with
+        them is logged, once."""
         content = await asyncio.to_thread(self._content)
-        if content == self._seen:
-            if self._wrong is not None:
-                _log.error(
-                    "%s: kept as they were, since the new are no good: %s", self._what, self._wrong
-                )
-                self._wrong = None
+        steady, self._seen = content == self._seen, content
+        if not steady or content == self._judged:
             return
-        # What changes while it is read is seen at the next look.
-        self._seen, self._wrong = content, None
         try:
             found = await asyncio.to_thread(self._read)
-        except (ValueError, OSError) as error:
-            self._wrong = error
-            return
-        if found != self._present:
-            self._present = found
-            self._take(found)
-            _log.info("%s: taken anew", self._what)
+            if not await self._holds(content):
+                return  # something else was read than was looked at
+            self._judged = content
+            if found != self._present:
+                self._take(found)
+                self._present = found
+                _log.info("%s: taken anew", self._what)
+        except Exception as error:  # noqa: BLE001 - whatever a file holds, the old stays in force
+            if await self._holds(content):
+                self._judged = content
+                _log.error(
+                    "%s: kept as they were, since the new are no good: %s", self._what, _told(error)
+                )
+
+    async def _holds(self, content: bytes) -> bool:
+        return await asyncio.to_thread(self._content) == content
 
     def _content(self) -> bytes:
         total = hashlib.sha256()
@@ -85,3 +91,8 @@ class Watcher(Generic[T]):
                 content = b"\0unreadable"
             total.update(hashlib.sha256(content).digest())
         return total.digest()
+
+
+def _told(error: Exception) -> str:
+    """What is expected of bad files says enough by itself."""
+    return str(error) if isinstance(error, ValueError | OSError) else repr(error)

@@ -16,6 +16,7 @@ from carv_server.tenants.tenant import Tenant
 __all__ = ["Tenancy", "TenancyConfig"]
 
 _WORDS = 4  # of 64 bits in a digest
+_MOST_LEFT_OVER = 1000
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class TenancyConfig:
 
     Attributes:
         file: where they are read again from as it changes; None: never.
-        reload_seconds: time between two looks at it.
+        reload_seconds: within this time a change of it is taken.
     """
 
     tenants: tuple[Tenant, ...]
@@ -68,6 +69,8 @@ class Tenancy:
         self._allowed = allowed
         self._clock = clock
         self._quotas: dict[str, Quota] = {}
+        # Of tenants that were taken out before all was paid: coming back must not wipe that out.
+        self._left_over: dict[str, Quota] = {}
         self._by_token: dict[bytes, Credential] = {}
         self._by_spiffe_id: dict[str, Credential] = {}
         self._known: dict[bytes, Credential] = {}  # no more than there are digests
@@ -78,15 +81,17 @@ class Tenancy:
         self.replace(tenants)
 
     def replace(self, tenants: Iterable[Tenant]) -> None:
-        """Make these the tenants. Quotas keep what was used of them; what was taken out holds no
-        longer, for calls in progress either."""
+        """Make these the tenants. Quotas keep what was used of them, also while their tenant is
+        not there. What was taken out opens no call any more, and no further request or piece of
+        one that is in progress; what is being computed goes on."""
         present = {tenant.id: tenant for tenant in tenants}
+        before = {**self._left_over, **self._quotas}
         quotas: dict[str, Quota] = {}
         tokens: dict[bytes, Credential] = {}
         spiffe_ids: dict[str, Credential] = {}
         weights: dict[str, float] = {}
         for tenant in present.values():
-            quota = self._quotas.get(tenant.id) or Quota(tenant.id, self._clock)
+            quota = before.get(tenant.id) or Quota(tenant.id, self._clock)
             quota.set(tenant.evaluations_per_second, tenant.evaluations_in_flight)
             quotas[tenant.id] = quota
             weights[tenant.id] = tenant.weight
@@ -101,6 +106,8 @@ class Tenancy:
         for name, credential in self._by_spiffe_id.items():
             if name not in spiffe_ids:
                 credential.access = None
+        owing = [(i, q) for i, q in before.items() if i not in quotas and not q.settled]
+        self._left_over = dict(owing[-_MOST_LEFT_OVER:])
         self._quotas, self._by_token, self._by_spiffe_id = quotas, tokens, spiffe_ids
         self.tenants, self.weights.now = present, weights
         self._known = {}

@@ -155,9 +155,7 @@ class RunningServer:
             pool = self._pools.get(teacher_id)
             return 1 if pool is None else pool.target
 
-        watchers.watch(
-            teacher_id, scheduler, limits, histories, latents, encoder, wanted, device
-        )
+        watchers.watch(teacher_id, scheduler, limits, histories, latents, encoder, wanted, device)
         return ServedTeacher(teacher_id, [encoder], scheduler, histories, latents, own)
 
     async def __aenter__(self) -> RunningServer:

@@ -108,9 +108,7 @@ class ServerCollector(Collector):
         for method, number in counts.in_flight.items():
             page.add("carv_requests_in_flight", (method,), number)
 
-    def _add_queue(
-        self, page: _Page, teacher: WatchedTeacher, snapshot: SchedulerSnapshot
-    ) -> None:
+    def _add_queue(self, page: _Page, teacher: WatchedTeacher, snapshot: SchedulerSnapshot) -> None:
         limits, name = teacher.limits, (teacher.id,)
         replicas = snapshot.replicas
         count = max(1, len(replicas))

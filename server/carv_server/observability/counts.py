@@ -46,9 +46,7 @@ class RequestCounts:
     def begin(self, method: str) -> None:
         self.in_flight[method] += 1
 
-    def end(
-        self, method: str, code: int, tenant: str, seconds: float | None, reason: str
-    ) -> None:
+    def end(self, method: str, code: int, tenant: str, seconds: float | None, reason: str) -> None:
         """Args:
         seconds: None for a call that was not served, and so took none.
         reason: of the catalogue, or "".

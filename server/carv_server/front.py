@@ -126,6 +126,7 @@ class Front:
                             if context.cancelled():
                                 raise asyncio.CancelledError
                             await context.write(reply.SerializeToString())
+                            observed.sent()
 
         return grpc.unary_stream_rpc_method_handler(released(call))  # pyright: ignore[reportArgumentType]
 

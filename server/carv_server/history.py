@@ -152,7 +152,9 @@ class DrawHistories:
         entry = self._entry(key)
         if seed is not None and seed not in entry.seeds:
             return
-        entry.unsettled.append((timesteps, residuals))
+        # A view keeps the whole microbatch alive that it is of.
+        kept = residuals if residuals.base is None else residuals.copy()
+        entry.unsettled.append((timesteps, kept))
         entry.unsettled_draws += len(timesteps)
         if (
             entry.unsettled_draws >= _SETTLING_SHARE * entry.statistics.draws

@@ -101,7 +101,8 @@ class RunningServer:
             replica = InProcessReplica(teacher, self._device_thread, budget, self._staging_thread)
             self._cold.append((replica, prepared.warm_sizes))
             limits = replace(config.scheduler, evaluation_budget=budget)
-            self._served[teacher_id] = self._serve(teacher_id, replica, limits, [replica])
+            device = f"{teacher.device.type}:{teacher.device.index or 0}"
+            self._served[teacher_id] = self._serve(teacher_id, replica, limits, [replica], device)
         self._pools = pools or {}
         for teacher_id, pool in self._pools.items():
             limits = replace(config.scheduler, evaluation_budget=pool.evaluation_budget)
@@ -146,6 +147,7 @@ class RunningServer:
         encoder: Encoder,
         limits: SchedulerConfig,
         replicas: Sequence[Replica],
+        device: str = "",
     ) -> ServedTeacher:
         config, watchers = self._config, self.observability
         observe = watchers.counts(teacher_id).on_microbatch
@@ -159,7 +161,7 @@ class RunningServer:
             pool = self._pools.get(teacher_id)
             return 1 if pool is None else pool.target
 
-        watchers.watch(teacher_id, scheduler, limits, histories, latents, encoder, wanted)
+        watchers.watch(teacher_id, scheduler, limits, histories, latents, encoder, wanted, device)
         return ServedTeacher(teacher_id, [encoder], scheduler, histories, latents, own)
 
     async def __aenter__(self) -> RunningServer:

@@ -78,7 +78,7 @@ def test_promtool_refuses_rules_that_do_not_fire(tmp_path: Path) -> None:
         shutil.copy(RULES.with_name(name), tmp_path)
     broken = tmp_path / "rules.yml"
     text = broken.read_text(encoding="utf-8")
-    broken.write_text(text.replace("for: 2m", "for: 9m"), encoding="utf-8")
+    broken.write_text(text.replace("for: 10m", "for: 30m"), encoding="utf-8")
     try:
         found = list(alerts.check_with_promtool(broken, tmp_path / "rules_test.yml"))
     except MissingTool as missing:

@@ -7,7 +7,8 @@ a scrape takes 3 ms for one teacher.
 
 Breaks it (tried): no ``succeeded`` for the answers on a stream, or no ``cancelled`` for its
 requests at their end; a cancelled request that counts as answered; draws counted as evaluations;
-every cancelled call taken for one that its client gave up.
+every cancelled call taken for one that its client gave up; a refinement that counts at a good end
+alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
+import torch
 
 from carv.errors import Reason
 from carv.tensors import encode_tensor
@@ -293,6 +296,64 @@ def test_cancelled_late_and_refused_calls() -> None:
             assert of_teacher(samples, "carv_jobs_total", outcome="refused") == 2
             assert of_teacher(samples, "carv_jobs_total", outcome="answered") == 3
             assert of_teacher(samples, "carv_queue_wait_seconds_count") == 3
+
+    asyncio.run(main())
+
+
+class StallingTeacher(Wrapped):
+    """Stops in its fourth forward until its gate is open.
+
+    Attributes:
+        rows: of the forwards before that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.stalled = threading.Event(), threading.Event()
+        self.rows = 0
+        self._left = 3
+
+    def predict_noise(
+        self, z_t: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors
+    ) -> torch.Tensor:
+        if self._left == 0:
+            self.stalled.set()
+            self.gate.wait(20)
+        else:
+            self._left -= 1
+            self.rows += len(z_t)
+        return super().predict_noise(z_t, timesteps, conditioning)
+
+
+def test_what_a_refinement_spent_that_its_client_closes_early() -> None:
+    """Its client has what it asked for. Broken by counting what ends well alone."""
+
+    async def main() -> None:
+        teacher = StallingTeacher()
+        # No block is cut: what the forwards computed has been delivered, or nothing of it.
+        budget = SchedulerConfig(evaluation_budget=1024)
+        async with watched(teacher, scheduler=budget) as (server, channel):
+            handle = await create_async(channel)
+            request = refine_request(handle)
+            request.max_draws = 1000
+            call: Any = channel.unary_stream(path("RefineGradient"))(
+                request.SerializeToString(), timeout=30
+            )
+            last = pb.RefineGradientResponse()
+            while last.evaluations_spent == 0 or last.evaluations_spent < teacher.rows:
+                last = pb.RefineGradientResponse.FromString(await call.read())
+                # From then on nothing moves any more.
+                assert await asyncio.to_thread(teacher.stalled.wait, 10)
+            call.cancel()
+            samples = await settled(server)
+            teacher.gate.set()
+            assert ended(samples)["RefineGradient", "CANCELLED"] == 1
+            spent = of_teacher(samples, "carv_evaluations_total", tenant="none")
+            assert spent == last.evaluations_spent == teacher.rows > 0
+            assert of_teacher(samples, "carv_draws_total", tenant="none") == last.draws_spent
+            seconds = of_teacher(samples, "carv_reply_device_seconds_total", tenant="none")
+            assert seconds == pytest.approx(last.timings.compute_seconds)
+            assert not any(name == "carv_estimates_total" for name, _ in samples)
 
     asyncio.run(main())
 

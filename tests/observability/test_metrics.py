@@ -2,29 +2,36 @@
 either format that a scraper asks for.
 
 Breaks it (tried): a family without its line in the docs; labels that answer with the tenant or
-method that they were asked for; a value on a bound counted above it.
+method that they were asked for; a value on a bound counted above it; failures that begin with their
+first; a device for each teacher.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as open_metrics_families,
 )
 
-from carv.errors import STATUS_CODES
+from carv.errors import STATUS_CODES, Reason
+from carv_server.config import ServerConfig
 from carv_server.observability.families import FAMILIES
 from carv_server.observability.histogram import Histogram
 from carv_server.observability.labels import CODES, METHODS, TenantLabels, method_label
 from carv_server.observability.logs import FIELDS
 from carv_server.observability.observability import Observability
 from carv_server.scheduler import SchedulerConfig
+from carv_server.serve import RunningServer
 from carv_server.settings.observability import LogConfig, MetricsConfig, TracingConfig
+from carv_server.teachers.protocol import Teacher
+from carv_server.teachers.simulated import DeviceTiming, SimulatedTeacher
 from tests.observability.support import fetch, scrape, watched
 from tests.server.teachers import oracle_teacher
 from tests.server.wire import create_async, estimate_request, path
@@ -98,6 +105,45 @@ def test_a_call_has_the_labels_of_its_tenant_and_method() -> None:
     assert not any(counts.in_flight.values())
 
 
+def test_every_failure_that_can_be_is_there_before_the_first() -> None:
+    """At zero: Prometheus sees no growth in a series that begins with its first failure."""
+
+    async def main() -> None:
+        async with watched(oracle_teacher()) as (server, _):
+            samples = await scrape(server)
+        found = {
+            (dict(labels)["method"], dict(labels)["reason"]): value
+            for (name, labels), value in samples.items()
+            if name == "carv_request_failures_total"
+        }
+        assert found == {(method, reason.value): 0 for method in METHODS for reason in Reason}
+
+    asyncio.run(main())
+
+
+def test_teachers_of_one_device_share_it() -> None:
+    """Broken by a count of replicas or of teachers."""
+
+    class Elsewhere(SimulatedTeacher):
+        @property
+        def device(self) -> torch.device:
+            return torch.device("meta", 1)
+
+    timing = DeviceTiming(0.0, 0.0)
+    two = {"a": oracle_teacher(), "b": SimulatedTeacher((4,), timing)}
+    three = {**two, "c": Elsewhere((4,), timing)}
+
+    async def devices(teachers: Mapping[str, Teacher]) -> float:
+        config = ServerConfig(
+            address="127.0.0.1:0", warm_up=False, metrics=MetricsConfig("127.0.0.1:0")
+        )
+        async with RunningServer(config, teachers) as server:
+            return (await scrape(server))["carv_devices", frozenset()]
+
+    assert asyncio.run(devices(two)) == 1
+    assert asyncio.run(devices(three)) == 2
+
+
 def test_a_call_ends_once() -> None:
     observability = Observability()
     call = observability.begin("GetTeacher", "", lambda: ())
@@ -157,6 +203,7 @@ def test_gauges_of_a_queue_and_of_what_is_known() -> None:
             assert of("carv_queue_requests") == of("carv_queue_evaluations") == 0
             assert of("carv_replicas", state="idle") == 1
             assert of("carv_replicas", state="busy") == of("carv_replicas", state="starting") == 0
+            assert samples["carv_devices", frozenset()] == 1
             assert of("carv_microbatch_fill_ratio_count") == of("carv_microbatches_total") == 3
             assert of("carv_microbatch_fill_ratio_sum") == pytest.approx(3.0)
             assert of("carv_histories") == 1

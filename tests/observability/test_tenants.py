@@ -96,6 +96,9 @@ def test_each_tenants_own() -> None:
                 assert samples["carv_evaluations_total", of] == spent[name]
             assert ended("EstimateGradient", "INVALID_ARGUMENT", "farm") == 1
             assert ended("EstimateGradient", "UNAUTHENTICATED", "other") == 2
+            # Who is turned away at the door took no time: the five served and the one malformed.
+            label = frozenset({("method", "EstimateGradient")})
+            assert samples["carv_request_duration_seconds_count", label] == 6
             tenants = {dict(labels).get("tenant") for _, labels in samples}
             assert tenants == {None, "lab", "farm", "other"}
             efficiency = ("carv_sampling_efficiency", frozenset({("teacher", "mixture")}))

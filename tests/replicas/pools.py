@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc.aio
@@ -54,8 +55,14 @@ def simulated_folder(folder: Path, launch_seconds: float, row_seconds: float, *s
     return folder
 
 
-def pool_of(cluster: RayCluster, folder: Path, config: RayConfig, budget: int) -> RayPool:
-    registration = TeacherRegistration("teacher", folder)
+def pool_of(
+    cluster: RayCluster,
+    folder: Path,
+    config: RayConfig,
+    budget: int,
+    sha256: Mapping[str, str] = MappingProxyType({}),
+) -> RayPool:
+    registration = TeacherRegistration("teacher", folder, sha256=sha256)
     return RayPool(
         cluster, WorkerSettings(registration, "cpu", "float32", 1, budget, warm_up=False), config
     )

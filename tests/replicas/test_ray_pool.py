@@ -213,6 +213,9 @@ def test_replicas_follow_the_queue_between_their_bounds(
         cool_down_seconds=0.5,
     )
 
+    def devices(served: Served) -> float | None:
+        return served.server.observability.registry.get_sample_value("carv_devices")
+
     async def scenario() -> None:
         async with (
             _started(cluster, folder, replace(CONFIG, scale=policy), 8) as pool,
@@ -220,12 +223,14 @@ def test_replicas_follow_the_queue_between_their_bounds(
         ):
             first = pool.warm
             assert len(first) == 1 and pool.target == 1
+            assert devices(served) == 1
             load = [
                 asyncio.create_task(served.estimate(seed, draws=256, shape=EVENT_SHAPE))
                 for seed in range(8)
             ]
             await until(lambda: len(pool.warm) == 2, "a second replica for 20 s of work")
             second = pool.warm[1]
+            assert devices(served) == 2
             assert not all(task.done() for task in load)
             await asyncio.gather(*load)
             await until(lambda: pool.target == 1, "one is enough for no work")
@@ -241,6 +246,21 @@ def test_a_teacher_that_cannot_be_loaded_is_said_at_the_start(
     async def scenario() -> None:
         pool = pool_of(cluster, tmp_path / "nothing", replace(CONFIG, scale=ONE), 8)
         with pytest.raises(ReplicaStartError, match="nothing"):
+            await pool.start()
+
+    run(scenario())
+
+
+def test_weights_that_are_not_as_stated_reach_no_replica(
+    cluster: RayCluster, run: Scenario, tmp_path: Path
+) -> None:
+    """Breaks with: digests that stay on this side of the call."""
+    folder = simulated_folder(tmp_path, 0.0, 0.0, *EVENT_SHAPE)
+    stated = {"simulated.json": "0" * 64}
+
+    async def scenario() -> None:
+        pool = pool_of(cluster, folder, replace(CONFIG, scale=ONE), 8, stated)
+        with pytest.raises(ReplicaStartError, match=r"simulated\.json: expected sha256 0000"):
             await pool.start()
 
     run(scenario())

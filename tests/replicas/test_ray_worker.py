@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -17,15 +19,20 @@ from carv_server.replicas.ray_worker import Worker
 from carv_server.replicas.wire import pack_works, unpack_results
 from carv_server.replicas.wire_teacher import pack_source, pack_tensors, unpack_description
 from carv_server.teachers.analytic import load_analytic
+from carv_server.teachers.hashes import weight_digests
 from carv_server.teachers.protocol import Classes, Prompts
 from tests.replicas.wire_works import conditioning, make
 from tests.server.teachers import FaultyTeacher
 from tests.support.oracle import write_oracle_folder
 
 
-async def _loaded(folder: Path, device: str = "cpu") -> tuple[Worker, dict[str, Any]]:
+async def _loaded(
+    folder: Path, device: str = "cpu", sha256: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Worker, dict[str, Any]]:
     worker = Worker()
-    reply = await worker.load("mixture", str(folder), None, device, "float32", 1, 64, True)
+    reply = await worker.load(
+        "mixture", str(folder), None, device, "float32", 1, 64, True, dict(sha256)
+    )
     return worker, reply
 
 
@@ -113,3 +120,18 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_served_is_refused(tmp_path: Path) -> None:
     _, reply = asyncio.run(_loaded(tmp_path / "nothing"))
     assert str(tmp_path / "nothing") in reply["refused"]
+
+
+def test_weights_that_are_not_as_stated_are_refused_and_never_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: a registration that is made again without its digests."""
+    folder = write_oracle_folder(tmp_path)
+    stated = weight_digests(folder)
+    (name,) = stated
+    _, reply = asyncio.run(_loaded(folder, sha256=stated))
+    assert "description" in reply
+    monkeypatch.setattr("carv_server.replicas.loading.load_teacher", None)
+    _, reply = asyncio.run(_loaded(folder, sha256={name: "0" * 64}))
+    assert set(reply) == {"refused"}
+    assert f"expected sha256 {'0' * 64}, found {stated[name]}" in reply["refused"]

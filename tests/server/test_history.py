@@ -3,6 +3,8 @@ saw, and nothing is shared that should not be."""
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -83,6 +85,21 @@ def test_draws_count_once_they_are_a_32nd_of_what_is_known_and_look_shows_all() 
     table.record(KEY, 3, *residuals(3.0, 2))
     seen = table.look(KEY)
     assert seen is not None and seen.draws == pytest.approx(3302)
+
+
+def test_what_is_kept_of_a_request_keeps_no_microbatch() -> None:
+    """Its residuals come as rows of those of its whole microbatch."""
+    table = histories(memory_draws=1e9)
+    table.recall(KEY, 0)
+    table.record(KEY, 0, *residuals(3.0, 3200))
+    timesteps, microbatch = residuals(3.0, 4096)
+    gone = weakref.ref(microbatch)
+    table.recall(KEY, 1)
+    table.record(KEY, 1, timesteps[:2], microbatch[:2])
+    del microbatch
+    assert gone() is None
+    seen = table.look(KEY)
+    assert seen is not None and seen.draws == pytest.approx(3202)
 
 
 def test_a_request_is_planned_on_the_past_before_it() -> None:

@@ -16,7 +16,14 @@ import torch
 from carv.errors import Reason
 from carv_server.errors import RequestError
 from carv_server.replicas.inprocess import InProcessReplica
-from carv_server.replicas.protocol import Branch, Conditioning, Replica, Work
+from carv_server.replicas.protocol import (
+    Branch,
+    Conditioning,
+    MicrobatchResult,
+    Replica,
+    Wanted,
+    Work,
+)
 from carv_server.scheduler import Scheduler, SchedulerConfig
 from carv_server.scheduling.admission import is_admitted
 from carv_server.scheduling.fair_queue import Waiting
@@ -490,6 +497,48 @@ def test_what_ran_is_reported() -> None:
         (replica,) = snapshot.replicas
         assert replica.launch_seconds == pytest.approx(LAUNCH, rel=0.02)
         assert replica.row_seconds == pytest.approx(ROW, rel=0.02)
+
+    run_virtually(scenario())
+
+
+class _RaisesAt(TimedReplica):
+    """Where a request of that seed is in the microbatch."""
+
+    seed = 13
+
+    async def run(self, works: Sequence[Work], wanted: Wanted) -> MicrobatchResult:
+        if any(work.seed == self.seed for work in works):
+            raise MemoryError("out of device memory")
+        return await super().run(works, wanted)
+
+
+def test_what_ran_one_by_one_is_reported_too() -> None:
+    """After a forward that raised. Broken by results that are delivered and not counted."""
+
+    async def scenario() -> None:
+        reports: list[MicrobatchReport] = []
+        loop = asyncio.get_running_loop()
+        config = SchedulerConfig(evaluation_budget=BUDGET)
+        scheduler = Scheduler([_RaisesAt(TIMING)], config, loop.time, reports.append)
+        scheduler.start()
+        sizes = {1: 2, _RaisesAt.seed: 3, 2: 1}
+        tasks = {
+            seed: _start(scheduler.submit(work_of(rows, seed=seed), NOW))
+            for seed, rows in sizes.items()
+        }
+        assert await _reason(tasks.pop(_RaisesAt.seed)) == Reason.REPLICA_FAILED
+        for seed, task in tasks.items():
+            assert _is_whole(await task, sizes[seed])
+        await asyncio.sleep(0.0)  # the last report is on its way
+        snapshot = scheduler.snapshot()
+        await scheduler.stop()
+        assert [(r.requests, r.evaluations, r.fill, r.seconds) for r in reports] == [
+            (1, rows, rows / BUDGET, pytest.approx(TIMING.seconds(rows))) for rows in (2, 1)
+        ]
+        assert [len(r.waits) for r in reports] == [1, 1]
+        assert (snapshot.microbatches, snapshot.evaluations) == (2, 3)
+        (replica,) = snapshot.replicas
+        assert replica.row_seconds == 0.0, "the cost of microbatches is not learned from these"
 
     run_virtually(scenario())
 

@@ -72,7 +72,7 @@ class ObservedCall(CallNotes):
         stream: the call that this request came by.
     """
 
-    __slots__ = ("_id", "_metadata", "_observers", "_open", "_started", "_stream")
+    __slots__ = ("_id", "_metadata", "_observers", "_open", "_sent", "_started", "_stream")
 
     def __init__(
         self,
@@ -90,6 +90,7 @@ class ObservedCall(CallNotes):
         self._stream = stream
         self._id = ""
         self._open = True
+        self._sent = (0, 0, 0.0)
         self._started = time.perf_counter()
         observers.requests.begin(method)
         if observers.tracer is not None:
@@ -133,6 +134,10 @@ class ObservedCall(CallNotes):
             self._observers, method, self.tenant, self.tenant_id, self._metadata, (self, number)
         )
 
+    def sent(self) -> None:
+        """A reply of a stream has gone out: what it says was spent counts however the call ends."""
+        self._sent = (self.draws, self.evaluations, self.compute_seconds)
+
     def succeeded(self) -> None:
         if not self._open:
             return
@@ -162,6 +167,9 @@ class ObservedCall(CallNotes):
         observers = self._observers
         seconds = self.seconds
         observers.requests.end(self.method, code, self.tenant, seconds, reason)
+        teacher = observers.teachers.get(self.teacher)
+        if code and teacher is not None:
+            teacher.on_spent(self.tenant, *self._sent)
         if code or observers.access.every_request:
             token = CURRENT_CALL.set(self)  # also where another task ends it
             observers.access.ended(self.method, code, reason, seconds, tuple(fields))

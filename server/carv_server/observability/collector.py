@@ -18,6 +18,7 @@ from carv_server.observability.families import FAMILIES, Family
 from carv_server.observability.histogram import Histogram
 from carv_server.observability.labels import CODES, TenantLabels
 from carv_server.observability.watched import Store, WatchedTeacher
+from carv_server.scheduling.snapshot import SchedulerSnapshot
 
 __all__ = ["ServerCollector", "ServerFacts"]
 
@@ -82,9 +83,17 @@ class ServerCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         page = _Page()
         self._add_requests(page)
+        in_process: set[str] = set()
+        elsewhere = 0
         for teacher in self._facts.teachers:
-            self._add_queue(page, teacher)
+            snapshot = teacher.snapshot()
+            self._add_queue(page, teacher, snapshot)
             _add_teacher(page, teacher)
+            if teacher.device:
+                in_process.add(teacher.device)
+            else:
+                elsewhere += len(snapshot.replicas)
+        page.add("carv_devices", (), len(in_process) + elsewhere)
         self._add_server(page)
         return iter(page.families())
 
@@ -99,8 +108,8 @@ class ServerCollector(Collector):
         for method, number in counts.in_flight.items():
             page.add("carv_requests_in_flight", (method,), number)
 
-    def _add_queue(self, page: _Page, teacher: WatchedTeacher) -> None:
-        snapshot, limits, name = teacher.snapshot(), teacher.limits, (teacher.id,)
+    def _add_queue(self, page: _Page, teacher: WatchedTeacher, snapshot: SchedulerSnapshot) -> None:
+        limits, name = teacher.limits, (teacher.id,)
         replicas = snapshot.replicas
         count = max(1, len(replicas))
         page.add("carv_queue_requests", name, snapshot.waiting.requests)

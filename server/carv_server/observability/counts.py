@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from carv.errors import Reason
 from carv_server.observability.histogram import FILL_BOUNDS, SECONDS_BOUNDS, Histogram
 from carv_server.observability.labels import METHODS
 from carv_server.observability.notes import CallNotes, Sampled
@@ -29,25 +30,34 @@ _EXPLICIT = ("explicit", "explicit", "explicit")
 
 
 class RequestCounts:
-    """Requests, by labels that are bounded already."""
+    """Requests, by labels that are bounded already.
+
+    Attributes:
+        failures: all that can be, from the start: what grows over a time is seen by that from its
+            first one on.
+    """
 
     def __init__(self) -> None:
         self.ended: dict[tuple[str, int, str], int] = {}
-        self.failures: dict[tuple[str, str], int] = {}
+        self.failures = {(method, reason.value): 0 for method in METHODS for reason in Reason}
         self.in_flight = dict.fromkeys(METHODS, 0)
         self.durations = {method: Histogram(SECONDS_BOUNDS) for method in METHODS}
 
     def begin(self, method: str) -> None:
         self.in_flight[method] += 1
 
-    def end(self, method: str, code: int, tenant: str, seconds: float, reason: str) -> None:
+    def end(self, method: str, code: int, tenant: str, seconds: float | None, reason: str) -> None:
+        """Args:
+        seconds: None for a call that was not served, and so took none.
+        reason: of the catalogue, or "".
+        """
         self.in_flight[method] -= 1
-        self.durations[method].observe(seconds)
+        if seconds is not None:
+            self.durations[method].observe(seconds)
         key = (method, code, tenant)
         self.ended[key] = self.ended.get(key, 0) + 1
         if reason:
-            failure = (method, reason)
-            self.failures[failure] = self.failures.get(failure, 0) + 1
+            self.failures[method, reason] += 1
 
 
 @dataclass
@@ -106,15 +116,20 @@ class TeacherCounts:
         for seconds in report.waits:
             self.wait.observe(seconds)
 
+    def on_spent(self, tenant: str, draws: int, evaluations: int, seconds: float) -> None:
+        """What the last reply to a call says."""
+        if not evaluations:
+            return
+        spent = self.spent.get(tenant)
+        if spent is None:
+            spent = self.spent[tenant] = Spent()
+        spent.evaluations += evaluations
+        spent.draws += draws
+        spent.device_seconds += seconds
+
     def on_answer(self, call: CallNotes) -> None:
         """A call that ended well."""
-        if call.evaluations:
-            spent = self.spent.get(call.tenant)
-            if spent is None:
-                spent = self.spent[call.tenant] = Spent()
-            spent.evaluations += call.evaluations
-            spent.draws += call.draws
-            spent.device_seconds += call.compute_seconds
+        self.on_spent(call.tenant, call.draws, call.evaluations, call.compute_seconds)
         sampled = call.sampled
         if sampled is None:
             return

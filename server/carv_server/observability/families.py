@@ -74,6 +74,9 @@ FAMILIES: tuple[Family, ...] = (
     _gauge("carv_microbatches_in_flight", "teacher", "Microbatches handed to replicas now."),
     _gauge("carv_evaluations_in_flight", "teacher", "Evaluations of those microbatches."),
     _gauge("carv_replicas", "teacher state", "Replicas by state."),
+    _gauge(
+        "carv_devices", "", "Devices: those of this process, and one for each replica elsewhere."
+    ),
     _gauge("carv_replica_launch_seconds", "teacher", "Measured cost of a launch, mean."),
     _gauge("carv_replica_row_seconds", "teacher", "Measured cost of a row, mean."),
     _counter(

@@ -118,7 +118,7 @@ class Observability:
         """A call of /package.Service/Method showed no valid credential: it ended at the door."""
         label = method_label(method.rpartition("/")[2])
         self._requests.begin(label)
-        self._requests.end(label, _UNAUTHENTICATED, OTHER, 0.0, Reason.UNAUTHENTICATED.value)
+        self._requests.end(label, _UNAUTHENTICATED, OTHER, None, Reason.UNAUTHENTICATED.value)
 
     @staticmethod
     def begin_on_stream(stream: ObservedCall, number: int) -> ObservedCall:
@@ -138,8 +138,13 @@ class Observability:
         latents: Store,
         encoder: Encoder,
         wanted_replicas: Callable[[], int],
+        device: str,
     ) -> None:
-        """Show a teacher, whose scheduler reports to ``counts``."""
+        """Show a teacher, whose scheduler reports to ``counts``.
+
+        Args:
+            wanted_replicas, device: as ``WatchedTeacher``.
+        """
         self._facts.teachers.append(
             WatchedTeacher(
                 teacher_id,
@@ -150,6 +155,7 @@ class Observability:
                 latents,
                 encoder,
                 wanted_replicas,
+                device,
             )
         )
 

@@ -46,6 +46,8 @@ class WatchedTeacher:
     """Attributes:
     snapshot: of its queue.
     wanted_replicas: those there and those starting or being replaced.
+    device: what its forwards take turns on with those of other teachers of the same; "" where
+        each replica has a device of its own.
     """
 
     id: str
@@ -56,6 +58,7 @@ class WatchedTeacher:
     latents: Store
     encoder: Encoder
     wanted_replicas: Callable[[], int]
+    device: str
 
     def replica_states(self, snapshot: SchedulerSnapshot) -> dict[str, int]:
         """Replicas by state: "busy" and "idle" ones take work, "starting" ones are wanted and not

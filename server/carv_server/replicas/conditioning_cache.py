@@ -41,14 +41,17 @@ class ConditioningCache:
     def _row(self, conditioning: Conditioning) -> Tensors:
         row = self._rows.get(conditioning.handle)
         if row is None:
-            row = {
-                name: tensor.to(self._device, non_blocking=True)
-                for name, tensor in conditioning.tensors.items()
-            }
+            row = {name: self._sent(tensor) for name, tensor in conditioning.tensors.items()}
             self._rows[conditioning.handle] = row
             self._bytes += _size(row)
         self._rows.move_to_end(conditioning.handle)
         return row
+
+    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._device.type == "cuda":
+            # From pageable memory the copy would hold up this thread behind the forward ahead.
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
 
     def _evict(self) -> None:
         while self._bytes > self._max_bytes and len(self._rows) > 1:

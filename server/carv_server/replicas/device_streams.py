@@ -72,13 +72,14 @@ class DeviceStreams:
         return Launched(prepared.inputs, predictions, start, end)
 
     def finish(self, launched: Launched) -> MicrobatchResult:
-        """Sums, beside the forward behind; waits for them. In any thread.
+        """Sums, beside the forward behind; waits for the forward and for them. In any thread.
 
         The seconds are the device's own: from when it could begin, the forward ahead being over,
         to when it was done.
         """
+        # On the host, ahead of the stream: told to wait, that would hold up the sums of the forward
+        # before, of which some are launched only after this.
+        launched.end.synchronize()
         with torch.cuda.stream(self._behind):
-            self._behind.wait_event(launched.end)
             results = self._forward.results(launched.inputs, launched.predictions)
-        launched.end.synchronize()  # passed, but where nothing was to be read back
         return MicrobatchResult(results, 1e-3 * launched.start.elapsed_time(launched.end))

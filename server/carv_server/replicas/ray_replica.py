@@ -116,6 +116,7 @@ class RayReplica:
             settings.threads,
             settings.max_rows,
             settings.warm_up,
+            dict(registration.sha256),
         )
         if "refused" in reply:
             raise ReplicaStartError(f"teacher {registration.id}: {reply['refused']}")

@@ -77,12 +77,17 @@ class Worker:
         threads: int,
         max_rows: int | None,
         warm_up: bool,
+        sha256: Mapping[str, str],
     ) -> Reply:
         """Load the teacher and run it once; ``{"description", "device", "pid", "max_rows",
         "seconds"}``, or ``{"refused"}``: why the folder cannot be served or the device is not
-        there. Without ``max_rows`` they are measured."""
+        there. Without ``max_rows`` they are measured.
+
+        Args:
+            sha256: as ``TeacherRegistration``: what this machine's copy of the weights must be.
+        """
         started = time.perf_counter()
-        registration = TeacherRegistration(teacher_id, Path(folder), null_class)
+        registration = TeacherRegistration(teacher_id, Path(folder), null_class, sha256=sha256)
         name = "cuda" if torch.cuda.is_available() else "cpu"
         where = torch.device(name if device == "auto" else device)
         if where.type == "cuda" and not torch.cuda.is_available():

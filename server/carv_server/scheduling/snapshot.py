@@ -9,6 +9,9 @@ from carv_server.scheduling.fair_queue import Waiting
 
 __all__ = ["MicrobatchReport", "ReplicaSnapshot", "SchedulerSnapshot", "Tally"]
 
+# Weight of the last forward in what an evaluation takes.
+_SMOOTHING = 0.1
+
 
 @dataclass(frozen=True)
 class MicrobatchReport:
@@ -87,3 +90,11 @@ class Tally:
     refused: int = 0
     lost_microbatches: int = 0
     retried: int = 0
+
+    def count_forward(self, evaluations: int, seconds: float, held_seconds: float) -> None:
+        """One that computed so many evaluations, at least one."""
+        share = 1.0 if self.microbatches == 0 else _SMOOTHING
+        self.evaluation_seconds += share * (seconds / evaluations - self.evaluation_seconds)
+        self.microbatches += 1
+        self.evaluations += evaluations
+        self.held_seconds += held_seconds

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 
@@ -88,6 +88,11 @@ class _Microbatch:
     def answers(self) -> list[Job]:
         """Jobs that are done once it is."""
         return [job for job, cells in self.cells.items() if job.ends_with(cells) and not job.over]
+
+    def waits(self) -> dict[Job, float]:
+        """Of the jobs that it is the first microbatch of: seconds since submission."""
+        handed = self.handed
+        return {job: handed - job.submitted for job in self.cells if job.started == handed}
 
 
 class ReplicaWorker:
@@ -306,9 +311,14 @@ class ReplicaWorker:
             slices[0].job.fail(replica_failed(error))
             return
         _log.warning("microbatch of %d requests failed, one by one now", len(slices))
+        waits, held_seconds = microbatch.waits(), microbatch.held_seconds
         for index, item in enumerate(slices):
             try:
-                self._deliver([item], await self._evaluate([item]))
+                result = await self._evaluate([item])
+                first = [waits.pop(item.job)] if item.job in waits else []
+                if self._count([item], result, held_seconds, first):
+                    held_seconds = 0.0  # all of them waited once
+                self._deliver([item], result)
             except ReplicaLost:
                 self._lose(microbatch, slices[index:])
                 return
@@ -340,34 +350,47 @@ class ReplicaWorker:
         floor.lost(self)
 
     def _measure(self, microbatch: _Microbatch, result: MicrobatchResult) -> None:
-        floor, tally = self._floor, self._floor.tally
-        works = zip(microbatch.slices, result.results, strict=True)
-        evaluations = sum(item.work.evaluations for item, found in works if found is not None)
+        """Count it, and learn what a microbatch costs."""
+        evaluations = self._count(
+            microbatch.slices, result, microbatch.held_seconds, microbatch.waits().values()
+        )
         if evaluations == 0:
             return
         self._cost.observe(evaluations, result.seconds)
         if microbatch.alone:
-            overhead = max(0.0, floor.clock() - microbatch.handed - result.seconds)
+            overhead = max(0.0, self._floor.clock() - microbatch.handed - result.seconds)
             self._overhead += _COST_SMOOTHING * (overhead - self._overhead)
-        share = 1.0 if tally.microbatches == 0 else _COST_SMOOTHING
-        tally.evaluation_seconds += share * (
-            result.seconds / evaluations - tally.evaluation_seconds
-        )
-        tally.microbatches += 1
-        tally.evaluations += evaluations
-        tally.held_seconds += microbatch.held_seconds
+
+    def _count(
+        self,
+        slices: Sequence[Slice],
+        result: MicrobatchResult,
+        held_seconds: float,
+        waits: Iterable[float],
+    ) -> int:
+        """Tell those who count of a forward; the evaluations that it computed.
+
+        Args:
+            waits: as ``MicrobatchReport``.
+        """
+        floor = self._floor
+        works = zip(slices, result.results, strict=True)
+        evaluations = sum(item.work.evaluations for item, found in works if found is not None)
+        if evaluations == 0:
+            return 0
+        floor.tally.count_forward(evaluations, result.seconds, held_seconds)
         if floor.observe is not None:
-            begun = [job for job in microbatch.cells if job.started == microbatch.handed]
             report = MicrobatchReport(
-                len(microbatch.cells),
+                len({item.job for item in slices}),
                 evaluations,
                 evaluations / floor.config.evaluation_budget,
                 result.seconds,
-                microbatch.held_seconds,
-                tuple([microbatch.handed - job.submitted for job in begun]),
+                held_seconds,
+                tuple(waits),
             )
             # From the loop, so that an observer that raises fails nobody's request.
             self._loop.call_soon(floor.observe, report)
+        return evaluations
 
     def _trace(self, microbatch: _Microbatch, seconds: float, outcome: str) -> None:
         """Tell the traced requests of it, if there are any."""

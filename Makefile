@@ -34,7 +34,7 @@ demo: $(VENV)/.demo ## a prompt becomes a 3-D object; writes out/demo (ARGS="--p
 test: $(VENV)/.dev ## the test suite (ARGS="tests/repository -k name")
 	$(PY) -m pytest $(ARGS)
 
-test-statistics: $(VENV)/.dev ## the slow suites: statistics at depth, the demo end to end
+test-statistics: $(VENV)/.dev ## the slow suites: statistics at depth, long proofs, the demo end to end
 	$(PY) -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/.dev proto-check ## style, format, types, import boundaries, stub drift, buf, deploy/

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import grpc
 
@@ -24,18 +24,30 @@ class StreamBrokenError(Exception):
 
 
 class GradientStream:
-    """Opens with the first request; ends when the server ends it, or by ``close``.
+    """Opens with the first request; ends when it is retired and all is answered, when the server
+    ends it, or by ``close``.
+
+    Args:
+        seconds: after which it retires by itself.
+        on_end: called once it has ended.
 
     Attributes:
         broken: how it ended; None while it is open.
+        retired: it is for no new requests; those in flight are answered.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(
+        self, transport: Transport, seconds: float, on_end: Callable[[GradientStream], None]
+    ) -> None:
         self._transport = transport
         self._last_id = 0
         self._waiting: dict[int, asyncio.Future[pb.EstimateGradientResponse]] = {}
         self._outbox: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue()
+        self._on_end = on_end
+        self._half_closed = False
         self.broken: CarvError | None = None
+        self.retired = False
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.retire)
         self._reader = asyncio.create_task(self._read())
 
     async def ask(
@@ -69,6 +81,13 @@ class GradientStream:
         finally:
             if self._waiting.pop(request_id, None) is not None:
                 self._leave(request_id)
+            self._half_close_if_over()
+
+    def retire(self) -> None:
+        """Let it end in good order: with the last answer, or now if nothing is in flight."""
+        self.retired = True
+        self._timer.cancel()
+        self._half_close_if_over()
 
     async def close(self) -> None:
         """End the call; whoever waits gets a StreamBrokenError."""
@@ -80,6 +99,12 @@ class GradientStream:
         """The server need not go on with a request, if it has begun."""
         message = pb.StreamGradientsRequest(id=request_id, cancel=pb.CancelGradient())
         self._outbox.put_nowait((0, message.SerializeToString()))
+
+    def _half_close_if_over(self) -> None:
+        """No sooner: a cancellation could not be sent any more."""
+        if self.retired and not self._waiting and not self._half_closed:
+            self._half_closed = True
+            self._outbox.put_nowait(None)
 
     async def _read(self) -> None:
         try:
@@ -112,8 +137,10 @@ class GradientStream:
         if self.broken is not None:
             return
         self.broken = error
+        self._timer.cancel()
         waiting, self._waiting = self._waiting, {}
         for answer in waiting.values():
             if not answer.done():
                 answer.set_exception(StreamBrokenError(error))
         self._outbox.put_nowait(None)
+        self._on_end(self)

@@ -18,9 +18,15 @@ __all__ = ["Pipeline", "Submissions"]
 
 T = TypeVar("T")
 
+# A stream keeps to the connection that it was opened on, and so to one server. A new one now and
+# then lets go of a connection that the server has ended to new calls, well before it cuts off the
+# old ones (its connection_grace_seconds), and gives other servers their turn.
+_STREAM_SECONDS = 60.0
+
 
 class Pipeline:
-    """EstimateGradient over a stream that is opened again when it breaks.
+    """EstimateGradient over a stream that is opened again when it breaks, and once a minute. The
+    old one then ends by itself, with its last answer.
 
     A broken stream says nothing of the requests on it, which are then sent again, with the same
     seed. Where no stream is to be had (an older server, a proxy), or it
@@ -31,6 +37,7 @@ class Pipeline:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._stream: GradientStream | None = None
+        self._streams: set[GradientStream] = set()  # all that have not ended
         self._supported = True
 
     async def call(
@@ -40,10 +47,9 @@ class Pipeline:
         return await self._transport.retried(lambda: self._attempt(request, deadline), deadline)
 
     async def close(self) -> None:
-        """End the stream."""
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            await stream.close()
+        """End the streams."""
+        self._stream = None
+        await asyncio.gather(*(stream.close() for stream in list(self._streams)))
 
     async def _attempt(
         self, request: pb.EstimateGradientRequest, deadline: Deadline
@@ -64,9 +70,12 @@ class Pipeline:
         return await self._transport.call_once(ESTIMATE_GRADIENT, request, deadline)
 
     def _open(self) -> GradientStream:
-        if self._stream is None or self._stream.broken is not None:
-            self._stream = GradientStream(self._transport)
-        return self._stream
+        stream = self._stream
+        if stream is None or stream.retired or stream.broken is not None:
+            stream = GradientStream(self._transport, _STREAM_SECONDS, self._streams.discard)
+            self._streams.add(stream)
+            self._stream = stream
+        return stream
 
 
 class Submissions:

@@ -17,6 +17,8 @@ __all__ = ["main"]
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARDS = "deploy/grafana/dashboards"
 OVERLAYS = "deploy/kustomize/overlays"
+# docs/operations.md has the user make them.
+OVERRIDE_FOLDERS = ("./carv-server", "./carv-client")
 
 
 def checks(root: Path) -> Sequence[tuple[str, Callable[[], Iterable[str]]]]:
@@ -29,6 +31,12 @@ def checks(root: Path) -> Sequence[tuple[str, Callable[[], Iterable[str]]]]:
             for path in sorted((root / "deploy/docker").glob("*.Dockerfile"))
         ),
         ("docker-compose.yml", lambda: compose.check(root / "docker-compose.yml")),
+        (
+            "deploy/compose/tls.yml",
+            lambda: compose.check_override(
+                root / "docker-compose.yml", root / "deploy/compose/tls.yml", OVERRIDE_FOLDERS
+            ),
+        ),
         *(
             (str(path.relative_to(root)), lambda path=path: kustomize.check(path))
             for path in targets

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,64 @@ import yaml
 
 from deploy.validate.tools import complaints
 
-__all__ = ["check"]
+__all__ = ["check", "check_override"]
 
 _NO_LONG_RUN = {"client"}  # runs to its end: nothing to probe
 
 
 def check(path: Path) -> Iterator[str]:
     """Raises MissingTool."""
-    yield from complaints("check-jsonschema", ["--builtin-schema", "vendor.compose-spec", path])
-    content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    services: Mapping[str, Any] = content.get("services", {})
-    for name, service in services.items():
+    yield from _schema(path)
+    for name, service in _services(path).items():
         for line in _service(name, service, path.parent):
             yield f"{name}: {line}"
 
 
-def _service(name: str, service: Mapping[str, Any], root: Path) -> Iterator[str]:
+def check_override(path: Path, over: Path, made: Collection[str]) -> Iterator[str]:
+    """A second file over the first: its own schema, and the hardening of the two together.
+
+    Args:
+        made: folders that whoever uses it makes first.
+
+    Raises:
+        MissingTool: no schema can be checked.
+    """
+    yield from _schema(over)
+    services = _services(path)
+    for name, changes in _services(over).items():
+        if name not in services:
+            yield f"{name}: is no service of {path.name}"
+            continue
+        for line in _service(name, _merged(services[name], changes), path.parent, made):
+            yield f"{name}: {line}"
+
+
+def _schema(path: Path) -> Iterator[str]:
+    yield from complaints("check-jsonschema", ["--builtin-schema", "vendor.compose-spec", path])
+
+
+def _services(path: Path) -> Mapping[str, Any]:
+    content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content.get("services", {})
+
+
+def _merged(service: Mapping[str, Any], changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As compose does for what is used here: tables by key, mounts and ports one more."""
+    found = dict(service)
+    for key, value in changes.items():
+        present = found.get(key)
+        if key in ("volumes", "ports") and present is not None:
+            found[key] = [*present, *value]
+        elif isinstance(value, dict) and isinstance(present, dict):
+            found[key] = {**present, **value}
+        else:
+            found[key] = value
+    return found
+
+
+def _service(
+    name: str, service: Mapping[str, Any], root: Path, made: Collection[str] = ()
+) -> Iterator[str]:
     if service.get("read_only") is not True:
         yield "read_only must be true"
     if service.get("cap_drop") != ["ALL"]:
@@ -51,7 +93,7 @@ def _service(name: str, service: Mapping[str, Any], root: Path) -> Iterator[str]
     for volume in service.get("volumes", []):
         source, _, rest = str(volume).partition(":")
         if source.startswith("."):
-            if not (root / source).exists():
+            if source not in made and not (root / source).exists():
                 yield f"{source} is not there"
             if not rest.endswith(":ro"):
                 yield f"{source} must be mounted read-only (:ro)"

@@ -19,7 +19,12 @@ def check(resources: Sequence[Resource]) -> Iterator[str]:
         by_kind.setdefault(str(resource.get("kind")), []).append(resource)
     for deployment in by_kind.get("Deployment", []):
         template = deployment["spec"]["template"]
-        for line in [*_hardened(template["spec"]), *_server(template["spec"], by_kind)]:
+        lines = [
+            *_hardened(template["spec"]),
+            *_server(template["spec"], by_kind),
+            *_rollout(deployment["spec"]),
+        ]
+        for line in lines:
             yield f"Deployment {deployment['metadata']['name']}: {line}"
         yield from _selected(template["metadata"]["labels"], by_kind)
     for cluster in by_kind.get("RayCluster", []):
@@ -93,6 +98,14 @@ def _server(pod: Resource, by_kind: Mapping[str, Sequence[Resource]]) -> Iterato
             yield "server: the Ray cluster needs RAY_AUTH_TOKEN"
         if pod.get("shareProcessNamespace") is not True:
             yield "shareProcessNamespace must be true: else Ray finds no raylet on this node"
+
+
+def _rollout(spec: Resource) -> Iterator[str]:
+    """Replicas on Ray hold their GPUs until the server that asked for them is gone."""
+    container = next(c for c in spec["template"]["spec"]["containers"] if c["name"] == "server")
+    on_ray = {"name": "CARV_REPLICAS", "value": "ray"} in container.get("env", [])
+    if on_ray and spec.get("strategy", {}) != {"type": "Recreate"}:
+        yield "strategy must be Recreate: a second server would wait for the GPUs of the first"
 
 
 def _configuration(by_kind: Mapping[str, Sequence[Resource]]) -> dict[str, Any]:

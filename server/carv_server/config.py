@@ -39,6 +39,10 @@ class ServerConfig:
             there are cores. A Ray replica has those that it is given, unless a number is.
         max_message_bytes: largest request or reply.
         drain_seconds: how long in-flight requests may take after SIGTERM.
+        connection_age_seconds: after which a connection is ended in good order, give or take a
+            tenth; 0: never.
+        connection_grace_seconds: that calls on it may take from then on; those that take longer
+            end with UNAVAILABLE.
         ray: replicas as actors of a Ray cluster; None keeps the one replica in this process.
         tls: None: plaintext.
         tenancy: None: callers need no credentials.
@@ -59,6 +63,8 @@ class ServerConfig:
     torch_threads: int | None = 0
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
     drain_seconds: float = 30.0
+    connection_age_seconds: float = 0.0
+    connection_grace_seconds: float = 600.0
     ray: RayConfig | None = None
     tls: TlsConfig | None = None
     tenancy: TenancyConfig | None = None

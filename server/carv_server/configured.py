@@ -20,6 +20,8 @@ from carv_server.tls import TlsConfig
 __all__ = ["server_config"]
 
 _MIB = 1 << 20
+# Where TLS is on: certificates are looked at only when a connection is made.
+_TLS_AGE_MINUTES = 30.0
 
 
 def server_config(settings: Settings) -> ServerConfig:
@@ -38,6 +40,11 @@ def server_config(settings: Settings) -> ServerConfig:
         torch_threads=cast("int | None", settings.values["server.torch_threads"]),
         max_message_bytes=settings.integer("server.max_message_mib") * _MIB,
         drain_seconds=settings.number("server.drain_seconds"),
+        connection_age_seconds=_connection_age(settings),
+        connection_grace_seconds=max(
+            settings.number("server.connection_grace_seconds"),
+            settings.number("server.drain_seconds"),
+        ),
         ray=_ray(settings) if settings.text("server.replicas") == "ray" else None,
         tls=_tls(settings),
         metrics=MetricsConfig(settings.text("metrics.address")),
@@ -73,6 +80,13 @@ def server_config(settings: Settings) -> ServerConfig:
             max_stream_requests=settings.integer("limits.max_stream_requests"),
         ),
     )
+
+
+def _connection_age(settings: Settings) -> float:
+    minutes = cast("float | None", settings.values["server.connection_age_minutes"])
+    if minutes is None:
+        minutes = _TLS_AGE_MINUTES if settings.text("tls.certificate") else 0.0
+    return 60.0 * minutes
 
 
 def _own_share(settings: Settings) -> float:

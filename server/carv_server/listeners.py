@@ -95,10 +95,18 @@ def _bound(address: str, port: int) -> str:
     return f"{address.rpartition(':')[0]}:{port}"
 
 
-def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    """Of a server whose messages have that limit."""
+def channel_options(
+    max_message_bytes: int, age_seconds: float = 0.0, grace_seconds: float = 0.0
+) -> list[tuple[str, int]]:
+    """Of a server whose messages have that limit.
+
+    Args:
+        age_seconds: after which a connection takes no new calls, and its client connects anew;
+            gRPC varies it by a tenth, so that not all come back at once. 0: never.
+        grace_seconds: from then until the connection ends with the calls that are still on it.
+    """
     hard_limit = max_message_bytes + min(max_message_bytes, _HARD_LIMIT_MARGIN)
-    return [
+    options = [
         ("grpc.max_receive_message_length", hard_limit),
         ("grpc.max_send_message_length", hard_limit),
         ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
@@ -110,3 +118,9 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
     ]
+    if age_seconds > 0.0:
+        options += [
+            ("grpc.max_connection_age_ms", round(1000 * age_seconds)),
+            ("grpc.max_connection_age_grace_ms", round(1000 * grace_seconds)),
+        ]
+    return options

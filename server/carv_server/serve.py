@@ -36,6 +36,7 @@ from carv_server.replicas.protocol import Encoder, Replica
 from carv_server.replicas.ray_pool import RayPool
 from carv_server.scheduler import Scheduler, SchedulerConfig
 from carv_server.service import ServedTeacher, TeacherService
+from carv_server.settings.addresses import is_public
 from carv_server.settings.tenants import load_tenants
 from carv_server.teachers.protocol import Teacher
 from carv_server.tenants.reload import Watcher
@@ -130,7 +131,11 @@ class RunningServer:
         self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._server = grpc.aio.server(
             options=[
-                *channel_options(config.max_message_bytes),
+                *channel_options(
+                    config.max_message_bytes,
+                    config.connection_age_seconds,
+                    config.connection_grace_seconds,
+                ),
                 ("grpc.max_concurrent_streams", _MOST_CALLS_OF_A_CONNECTION),
             ],
             interceptors=()
@@ -318,8 +323,7 @@ async def serve_until_signalled(
                     _log.info("health alone, in plaintext, on %s", server.health_address)
                 _log.info("serving %s on %s", ", ".join([*teachers, *pools]), server.address)
                 if config.metrics.address:
-                    address = server.observability.metrics_address
-                    _log.info("metrics and status page on http://%s", address)
+                    _announce_metrics(server.observability.metrics_address)
                 await signalled.wait()
     # gRPC's tasks end a little after its server; cut off by the loop's end they would log errors.
     rest = asyncio.all_tasks() - {asyncio.current_task()}
@@ -327,6 +331,17 @@ async def serve_until_signalled(
         await asyncio.wait(rest, timeout=_LAST_TASKS_SECONDS)
     _log.info("stopped")
     return not any(server.stuck for server in running)
+
+
+def _announce_metrics(address: str) -> None:
+    """Where they are, with a warning where others than this machine can read them."""
+    _log.info("metrics and status page on http://%s", address)
+    if is_public(address):
+        _log.warning(
+            "metrics.address: other machines reach %s, which asks for no credential and names "
+            "tenants and their load; let the network say who may",
+            address,
+        )
 
 
 async def _entered(server: RunningServer, stack: AsyncExitStack, signalled: asyncio.Event) -> bool:

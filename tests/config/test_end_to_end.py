@@ -135,3 +135,18 @@ def test_a_public_address_without_credentials_is_refused(
     """Breaks with: the check left out of `check_whole`."""
     assert main(["serve", "--address", "0.0.0.0:0"]) == 2
     assert "callers need no credentials" in capsys.readouterr().err
+
+
+def test_connections_age_where_tls_is_on(config: Path, tmp_path: Path) -> None:
+    """Breaks with: an age that does not ask for TLS, or a grace that is shorter than the drain."""
+
+    def found(given: Given) -> tuple[float, float]:
+        whole = server_config(read_settings(given, {}))
+        return whole.connection_age_seconds, whole.connection_grace_seconds
+
+    assert found(Given(config)) == (1800.0, 600.0)
+    assert found(Given(config, {"--connection-age-minutes": "0"})) == (0.0, 600.0)
+    teacher = [f"a={tmp_path}"]
+    assert found(Given(None, {}, teacher)) == (0.0, 600.0)
+    flags = {"--connection-age-minutes": "5", "--connection-grace-seconds": "20"}
+    assert found(Given(None, flags, teacher)) == (300.0, 30.0), "no shorter than the drain"

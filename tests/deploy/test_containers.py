@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from deploy.validate import compose, dockerfiles
-from deploy.validate.__main__ import ROOT
+from deploy.validate.__main__ import OVERRIDE_FOLDERS, ROOT
 
 Edit = Callable[[Any], object]
+OVER = "deploy/compose/tls.yml"
 
 
 @pytest.mark.parametrize(
@@ -77,3 +78,26 @@ def test_a_bad_compose_file_is_refused(tmp_path: Path, edit: Edit, message: str)
     broken = tmp_path / "docker-compose.yml"
     broken.write_text(yaml.safe_dump(content), encoding="utf-8")
     assert any(message in line for line in compose.check(broken))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_edit_service("server", volumes=["./carv-server:/etc/carv-server"]), "read-only"),
+        (_edit_service("server-gpu", volumes=["./carv:/etc/carv-server:ro"]), "is not there"),
+        (_edit_service("server", ports=["50051:50051"]), "beyond loopback"),
+        (_edit_service("client", cap_add=["NET_RAW"]), "given back"),
+        (_edit_service("client", comand=[]), "comand"),  # the schema
+        (lambda content: content["services"].update(sever={}), "is no service"),
+    ],
+)
+def test_a_bad_file_over_the_compose_file_is_refused(
+    tmp_path: Path, edit: Edit, message: str
+) -> None:
+    content: Any = yaml.safe_load((ROOT / OVER).read_text(encoding="utf-8"))
+    content = json.loads(json.dumps(content))
+    edit(content)
+    broken = tmp_path / "tls.yml"
+    broken.write_text(yaml.safe_dump(content), encoding="utf-8")
+    found = list(compose.check_override(ROOT / "docker-compose.yml", broken, OVERRIDE_FOLDERS))
+    assert any(message in line for line in found), found

@@ -112,6 +112,8 @@ SELECTOR = "spec.selector.matchLabels"
         ),
         ("overlays/ray", "Deployment", f"{POD}.shareProcessNamespace", REMOVE, "no raylet"),
         ("overlays/ray", "Deployment", f"{SERVER}.env.5", REMOVE, "RAY_AUTH_TOKEN"),
+        ("overlays/ray", "Deployment", "spec.strategy", {"type": "RollingUpdate"}, "Recreate"),
+        ("overlays/ray", "Deployment", "spec.strategy", REMOVE, "Recreate"),
         # probes, drain, ports
         ("base", "Deployment", f"{SERVER}.livenessProbe.grpc.port", 50051, "livenessProbe"),
         ("base", "Deployment", f"{SERVER}.startupProbe", REMOVE, "startupProbe"),

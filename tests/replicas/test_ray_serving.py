@@ -31,9 +31,9 @@ def _serve(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
 
 FLAGS = [
     (["--min-replicas", "0"], "--min-replicas: 0 is below 1"),
-    (["--min-replicas", "3", "--max-replicas", "2"], "3 to 2 replicas"),
+    (["--min-replicas", "3", "--max-replicas", "2"], "must be min_replicas or more"),
     (["--gpus-per-replica", "1.5"], "1.5 is neither 0 to 1 nor a whole number"),
-    (["--gpus-per-replica", "-1"], "-1 is neither"),
+    (["--gpus-per-replica", "-1"], "-1.0 is below 0"),
     (["--gpus-per-replica", "some"], "'some' is not a number"),
     (["--cpus-per-replica", "0"], "0 is not above 0"),
     (["--cpus-per-replica", "nan"], "'nan' is not a number"),
@@ -59,7 +59,7 @@ def test_the_environment_says_the_same_as_flags(
     assert "--max-replicas: 0 is below 1" in _serve(capsys)[1]
     monkeypatch.setenv("CARV_MAX_REPLICAS", "2")
     monkeypatch.setenv("CARV_MIN_REPLICAS", "3")
-    assert "3 to 2 replicas" in _serve(capsys)[1]
+    assert "must be min_replicas or more" in _serve(capsys)[1]
 
 
 def test_without_ray_the_extra_is_named(

@@ -16,10 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 def test_a_soak_and_its_leaking_control() -> None:
-    """``make soak`` runs it for ten minutes, with a bound of 1 MB a minute: in the first two, what
-    is kept of the past still fills, by some 5 MB a minute. The control, which keeps 2 KiB of every
-    answer, is what breaks it: the exit code is 1 where the server grows, or the control does
-    not."""
+    """``make soak`` runs it for ten minutes, with a bound of 1 MB a minute: in the first two caches
+    still fill. The control, which keeps 2 KiB of every answer, is what breaks it: the exit code is
+    1 where the server grows, or the control does not."""
     finished = subprocess.run(
         [sys.executable, "-m", "benchmarks.soak", *ARGUMENTS],
         cwd=ROOT,

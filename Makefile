@@ -76,7 +76,11 @@ bench: $(VENV)/.demo ## what the service costs, about 15 minutes (ARGS="--quick"
 peers: $(VENV)/.demo ## CARV and other model servers under the same work, about 40 minutes
 	$(VENV)/bin/carv bench peers $(ARGS)
 
-soak: $(VENV)/.dev ## ten minutes at full load: memory, failures, health; and a control that leaks
+# The slow half of tests/PROOFS.md, and then the load.
+SLOW_PROOFS := tests/fuzz tests/lifecycle tests/server/test_tenant_shares.py tests/deploy
+
+soak: $(VENV)/.dev ## the slow proofs of operation, then ten minutes at full load, with a control that leaks
+	$(PY) -m pytest -m slow $(SLOW_PROOFS)
 	$(PY) -m benchmarks.soak $(ARGS)
 
 bench-ray: $(VENV)/.dev ## scaling, crossing cost and loss of Ray replicas, five minutes

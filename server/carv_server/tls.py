@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,16 +116,25 @@ def _bytes_of(field: str, file: Path) -> bytes:
         raise CertificateError(field, f"{file} cannot be read: {error.strerror}") from None
 
 
-class RotatingCertificates:
-    """Certificates for new connections; those that are open keep theirs."""
+# A client that resumes a TLS session shows no certificate: one that has expired meanwhile would go
+# on for days. Under another configuration no session is resumed, also where its certificates are
+# the same.
+_SESSION_SECONDS = 60.0
 
-    def __init__(self, present: Certificates) -> None:
+
+class RotatingCertificates:
+    """Certificates for new connections; those that are open keep theirs. TLS sessions are resumed
+    for a minute at most."""
+
+    def __init__(self, present: Certificates, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._present = present
-        self._new: grpc.ServerCertificateConfiguration | None = None
+        self._since = clock()
 
     def take(self, certificates: Certificates) -> None:
         """Have the next connections use these."""
-        self._new = _configuration(certificates)
+        self._present = certificates
+        self._since = -math.inf
 
     def credentials(self, require_client_certificate: bool) -> grpc.ServerCredentials:
         """For one listener."""
@@ -135,8 +146,12 @@ class RotatingCertificates:
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """Called by gRPC at each handshake, in a thread of its own; None: no change."""
-        new, self._new = self._new, None
-        return new
+        now = self._clock()
+        if now - self._since < _SESSION_SECONDS:
+            return None
+        # Ahead of the certificates: what is taken in between is given to the next.
+        self._since = now
+        return _configuration(self._present)
 
 
 def _configuration(certificates: Certificates) -> grpc.ServerCertificateConfiguration:

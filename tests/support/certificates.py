@@ -59,21 +59,28 @@ class Authority:
 
     def server(self) -> Pair:
         """For localhost and 127.0.0.1."""
+        end = datetime.datetime.now(datetime.UTC) + 10 * _DAY
         names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        return self._sign("server", names, ExtendedKeyUsageOID.SERVER_AUTH)
+        return self._sign("server", names, ExtendedKeyUsageOID.SERVER_AUTH, end)
 
-    def client(self, spiffe_id: str, *, expired: bool = False) -> Pair:
+    def client(
+        self,
+        spiffe_id: str,
+        *,
+        expired: bool = False,
+        lasting: datetime.timedelta = 10 * _DAY,
+    ) -> Pair:
         """With a SPIFFE id as its one URI."""
+        end = datetime.datetime.now(datetime.UTC) + (-_DAY if expired else lasting)
         names = [x509.UniformResourceIdentifier(spiffe_id)]
-        return self._sign("client", names, ExtendedKeyUsageOID.CLIENT_AUTH, expired=expired)
+        return self._sign("client", names, ExtendedKeyUsageOID.CLIENT_AUTH, end)
 
     def _sign(
         self,
         name: str,
         names: Sequence[x509.GeneralName],
         usage: x509.ObjectIdentifier,
-        *,
-        expired: bool = False,
+        end: datetime.datetime,
     ) -> Pair:
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.datetime.now(datetime.UTC)
@@ -84,7 +91,7 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - 10 * _DAY)
-            .not_valid_after(now - _DAY if expired else now + 10 * _DAY)
+            .not_valid_after(end)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(False, None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)

@@ -204,7 +204,7 @@ def test_those_that_wait_are_bounded() -> None:
         calls = [desk.keep(Classes((i,))) for i in range(1 + MOST_WAITING)]
         await _settle()
         with pytest.raises(RequestError) as caught:
-            await desk.keep(Classes((99,)))
+            await asyncio.wait_for(desk.keep(Classes((99,))), 5)
         assert caught.value.reason is Reason.QUEUE_FULL
         assert caught.value.retry_delay_seconds == 0.5
         calls.pop(3).cancel()
@@ -234,7 +234,7 @@ def test_a_turn_lasts_as_long_as_the_device_is_at_it() -> None:
         assert desk.encoder.sources == [Classes((0,))] and desk.encoder.present == 1
         last = desk.keep(Classes((9,)))
         desk.encoder.gate.set()
-        await last
+        await asyncio.wait_for(last, 5)
         assert desk.encoder.sources == [Classes((0,)), Classes((9,))]
         await _settle()
         assert not desk.conditioner._turns

@@ -4,6 +4,7 @@ but those of grpc.health.v1."""
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -194,24 +195,48 @@ def test_without_a_token_it_depends_on_whether_certificates_count() -> None:
     asyncio.run(scenario())
 
 
+class _Aborting:
+    """A call's context, as far as a door knows it."""
+
+    def __init__(self) -> None:
+        self.code: grpc.StatusCode | None = None
+
+    def peer(self) -> str:
+        return "somebody"
+
+    async def abort(self, code: grpc.StatusCode, *_: Any, **__: Any) -> None:
+        self.code = code
+        raise grpc.aio.AbortError
+
+
 def test_a_token_that_goes_while_its_message_comes_opens_nothing() -> None:
-    """Breaks with: a door that does not look again once the message is there."""
+    """A message may take long to come, and its handler need not ask again.
+
+    Breaks with: a door that does not look again once the message is there.
+    """
+    tenancy, denied, reached = Tenancy([tenant("a")], {}, lambda: 0.0), [], []
+    guard = Guard(tenancy, denied.append)
+
+    async def inner(request: Any, context: Any) -> Any:
+        reached.append(request)
 
     async def scenario() -> None:
-        async with (
-            serving({"mixture": oracle_teacher()}, [tenant("a")]) as server,
-            grpc.aio.insecure_channel(server.address) as channel,
-        ):
-            method = "/carv.v1.TeacherService/ListTeachers"
-            call: Any = channel.stream_stream(method)(metadata=bearer("a"), timeout=10)
-            await call.wait_for_connection()
-            await asyncio.sleep(0.1)
-            server._take_tenants([])
-            await call.write(b"")
-            await call.done_writing()
-            assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+        handler = grpc.unary_unary_rpc_method_handler(inner)  # pyright: ignore[reportArgumentType]
+
+        async def find(_: Any) -> Any:
+            return handler
+
+        details: Any = SimpleNamespace(method="/a.B/C", invocation_metadata=bearer("a"))
+        guarded = await guard.intercept_service(find, details)
+        await guarded.unary_unary(1, _Aborting())
+        context = _Aborting()
+        tenancy.replace([])
+        with pytest.raises(grpc.aio.AbortError):
+            await guarded.unary_unary(2, context)
+        assert context.code is grpc.StatusCode.UNAUTHENTICATED
 
     asyncio.run(scenario())
+    assert (reached, denied) == ([1], ["/a.B/C"])
 
 
 def test_calls_of_a_connection_are_bounded() -> None:
@@ -228,9 +253,9 @@ def test_calls_of_a_connection_are_bounded() -> None:
             while not told:
                 events = connection.receive_data(await reader.read(1 << 16))
                 told = [e for e in events if isinstance(e, h2.events.RemoteSettingsChanged)]
-            assert connection.remote_settings.max_concurrent_streams == 1024
             writer.close()
             await writer.wait_closed()
+            assert connection.remote_settings.max_concurrent_streams == 1024
 
     asyncio.run(scenario())
 

@@ -34,12 +34,17 @@ class _Counting(SimulatedTeacher):
         return super().predict_noise(z_t, timesteps, conditioning)
 
 
+def _works(teacher: SimulatedTeacher) -> list[Work]:
+    """Five, of three draws each."""
+    (row,) = teacher.encode(Unconditional())
+    return [make(teacher, [Conditioning("none", row)], seed, draws=3) for seed in range(5)]
+
+
 def test_overlapped_forwards_give_the_same_and_spend_nothing_on_the_dead() -> None:
     """Behind a device that takes its time, the steps around the forward run in other threads.
     Broken by a `predict` of `_overlapped` that does not ask what is still wanted."""
     teacher = _Counting((4, 8, 8), DeviceTiming(0.02, 0.0))
-    (row,) = teacher.encode(Unconditional())
-    works = [make(teacher, [Conditioning("none", row)], seed, draws=3) for seed in range(5)]
+    works = _works(teacher)
     expected = evaluate(teacher, works)
 
     async def scenario() -> None:
@@ -89,8 +94,7 @@ class _Streams:
 def test_a_launched_microbatch_leaves_out_the_dead() -> None:
     """As on a CUDA device, where the forward is launched and waited for in different threads."""
     teacher = SimulatedTeacher((4, 8, 8), DeviceTiming(0.0, 0.0))
-    (row,) = teacher.encode(Unconditional())
-    works = [make(teacher, [Conditioning("none", row)], seed, draws=3) for seed in range(5)]
+    works = _works(teacher)
     expected = evaluate(teacher, works)
 
     async def scenario() -> None:

@@ -102,18 +102,14 @@ class Forward:
         if self._on_cuda:
             # Its cache is the forward's stream's alone, and gathering there costs one launch.
             return Inputs(staged, noise, z_t)
-        table = self._cache.table(staged.conditionings)
-        slots = staged.values["row_conditionings"]
-        return Inputs(staged, noise, z_t, {name: rows[slots] for name, rows in table.items()})
+        return Inputs(staged, noise, z_t, self._conditioning(staged))
 
     @torch.inference_mode()
     def predict(self, inputs: Inputs) -> torch.Tensor:
         """eps_hat of every row, float32 [m, *event_shape]."""
         v, z, conditioning = inputs.staged.values, inputs.z_t, inputs.conditioning
         if conditioning is None:
-            table = self._cache.table(inputs.staged.conditionings)
-            slots = v["row_conditionings"]
-            conditioning = {name: rows[slots] for name, rows in table.items()}
+            conditioning = self._conditioning(inputs.staged)
 
         def forward(rows: slice) -> torch.Tensor:
             if rows == slice(0, len(z)):
@@ -135,6 +131,12 @@ class Forward:
         for position, result in zip(staged.positions, results, strict=True):
             in_order[position] = result
         return in_order
+
+    def _conditioning(self, staged: Staged) -> Tensors:
+        """Of every row, [m, *row shape] by name."""
+        table = self._cache.table(staged.conditionings)
+        slots = staged.values["row_conditionings"]
+        return {name: rows[slots] for name, rows in table.items()}
 
     def _await_transfers(self, staged: Staged) -> None:
         assert staged.ready is not None

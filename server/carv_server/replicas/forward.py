@@ -195,7 +195,7 @@ class Forward:
             else:
                 values, scalars = _integrand(staged, noise, predictions, slices[reduced - 1].stop)
             results = _sums(staged, values, scalars, slices[:reduced])
-        if reduced < len(works) or any(work.keep_predictions for work in works):
+        if any(work.keep_predictions for work in works):
             # The first branch's rows are the draws. One copy to the host, whatever the works.
             kept = predictions[: bounds[-1]].to("cpu").numpy()
             for i, work in enumerate(works):

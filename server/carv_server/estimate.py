@@ -207,13 +207,14 @@ def _merged(
 ) -> Estimate:
     """The mean of independent parts of equal K, and all their draws."""
     count = len(parts)
+    plan, variance = parts[0].plan, parts[0].variance
     gradients = parts[0].gradient[np.newaxis]
     if count > 1:
         gradients = np.stack([part.gradient for part in parts])
-    variance = parts[0].variance
-    if count > 1:
         variance = np.sum([part.variance for part in parts], axis=0) / count**2
-    estimator = _variance_estimator(parts[0].plan, not np.isnan(variance).any())
+    # One draw has no spread.
+    available = plan.draws > 1 and not np.isnan(variance).any()
+    estimator = _variance_estimator(plan, available)
     if count == 2 and estimator is VarianceEstimator.UNAVAILABLE:
         # The halves have one law and share nothing, so their difference says it.
         difference = (gradients[0] - gradients[1]).reshape(len(variance), -1).astype(np.float64)
@@ -266,8 +267,10 @@ async def predict_noise(request: PredictRequest, scheduler: Scheduler, terms: Te
     )
     result = await scheduler.submit(work, terms)
     assert result.predictions is not None
-    flat = np.empty_like(result.predictions)
-    flat[planned_order(plan)] = result.predictions
+    flat = result.predictions
+    if plan.draws > 1:
+        flat = np.empty_like(result.predictions)
+        flat[planned_order(plan)] = result.predictions
     return Prediction(
         flat.reshape(plan.renders, plan.draws, *request.latents.shape[1:]),
         work.evaluations,
@@ -295,21 +298,25 @@ def make_work(
 ) -> Work:
     """All draws of a request, cells contiguous. Without an objective: predictions are kept."""
     order = planned_order(plan)
-    in_order = order if plan.draws > 1 else slice(None)
-    t = plan.timesteps.reshape(-1)[in_order]
+
+    def in_order(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        flat = values.reshape(-1)
+        return flat[order] if plan.draws > 1 else flat
+
+    t = in_order(plan.timesteps)
     # Two arrays for all that goes by draw: making one costs as much as filling it.
     integers = np.empty((5, len(order)), dtype=np.int64)
-    integers[0] = order // plan.draws
+    integers[0] = order // plan.draws if plan.draws > 1 else order
     integers[1] = t
     for row, values in enumerate((plan.noise_indices, plan.groups, plan.cells), 2):
-        integers[row] = values.reshape(-1)[in_order]
+        integers[row] = in_order(values)
     floats = np.empty((4 + len(branches), len(order)), dtype=np.float32)
-    floats[0] = plan.signs.reshape(-1)[in_order]
-    floats[1] = plan.control_coefficients.reshape(-1)[in_order]
+    floats[0] = in_order(plan.signs)
+    floats[1] = in_order(plan.control_coefficients)
     if objective is None:
         floats[2], floats[3], floats[4:] = 1.0, 0.0, 1.0
     else:
-        floats[2] = plan.importance_weights.reshape(-1)[in_order] * objective.weighting[t]
+        floats[2] = in_order(plan.importance_weights) * objective.weighting[t]
         floats[3] = objective.noise_coefficient[t]
         floats[4:] = objective.branch_coefficients[:, t]
     return Work(

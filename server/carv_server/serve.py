@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-import secrets
+import random
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -115,7 +116,7 @@ class RunningServer:
             conditionings,
             config.limits,
             config.max_message_bytes,
-            lambda: secrets.randbits(64),
+            functools.partial(random.Random().getrandbits, 64),
             self._workers,
         )
         self._front = Front(

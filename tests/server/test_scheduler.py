@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import numpy as np
 import torch
 
 from carv.errors import Reason
@@ -295,11 +296,9 @@ def test_the_in_process_replica_asks_in_its_thread_just_before_the_forward() -> 
         with ThreadPoolExecutor(1, thread_name_prefix="device") as device:
             replica = InProcessReplica(teacher, device)
             works = [_oracle_work(5), _oracle_work(6)]
-            first = asyncio.create_task(replica.run(works[:1], wanted))
+            first = replica.run(works[:1], wanted)
             assert await asyncio.to_thread(teacher.entered.wait, 10)
-            second = asyncio.create_task(
-                replica.run(works, lambda index: wanted(index) or index == 1)
-            )
+            second = replica.run(works, lambda index: wanted(index) or index == 1)
             await asyncio.sleep(0.0)
             left.set()
             teacher.gate.set()
@@ -317,9 +316,9 @@ def _oracle_work(timestep: int) -> Work:
     shape = oracle_teacher().description.event_shape
     return replace(
         work_of(1),
-        latents=torch.zeros(1, *shape),
+        latents=np.zeros((1, *shape), dtype=np.float32),
         branches=[Branch([label])],
-        timesteps=torch.tensor([timestep]),
+        timesteps=np.array([timestep]),
     )
 
 

@@ -36,6 +36,8 @@ class ConditioningCache:
         with self._lock:
             rows = [self._row(conditioning) for conditioning in conditionings]
             self._evict()
+        if len(rows) == 1:
+            return {name: tensor.unsqueeze(0) for name, tensor in rows[0].items()}
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _row(self, conditioning: Conditioning) -> Tensors:

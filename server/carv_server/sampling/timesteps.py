@@ -47,6 +47,8 @@ def place_points(
     independent of each other.
     """
     xi = _uniforms(seed, DOMAIN_JITTER, renders, draws, stream)
+    if renders * draws == 1:
+        return xi  # one stratum, whatever the sampler
     match sampler:
         case TimestepSampler.IID:
             points = xi

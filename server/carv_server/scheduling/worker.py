@@ -6,9 +6,10 @@ import asyncio
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
+from typing import Any
 
 from carv_server.replicas.protocol import MicrobatchResult, Replica, ReplicaLost
 from carv_server.scheduling.config import SchedulerConfig
@@ -110,7 +111,7 @@ class ReplicaWorker:
         self._cost = CostModel()
         self._overhead = _FIRST_OVERHEAD_SECONDS
         self._running: list[_Microbatch] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
         self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
         self._held_since: float | None = None
@@ -146,7 +147,8 @@ class ReplicaWorker:
         """Take no more work, and wait for what runs."""
         self._closed = True
         self._silence()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:  # one that ends may begin another
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def abandon(self) -> None:
         """Take no more work, and fail what runs with DRAINING."""
@@ -263,45 +265,71 @@ class ReplicaWorker:
             held_seconds=held,
         )
         self._running.append(microbatch)
+        self._begin(self._evaluate(slices), lambda ended: self._end(microbatch, ended))
+
+    def _begin(
+        self,
+        work: Awaitable[MicrobatchResult],
+        end: Callable[[asyncio.Future[MicrobatchResult]], None],
+    ) -> None:
+        """Have ``end`` called once the work is over."""
         # It belongs to no one request, whosever arrival it was that called for it.
-        task = self._loop.create_task(self._run(microbatch), context=Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        context = Context()
+        running = context.run(asyncio.ensure_future, work)
+        self._tasks.add(running)
+        running.add_done_callback(self._tasks.discard, context=context)
+        running.add_done_callback(end, context=context)
 
-    async def _run(self, microbatch: _Microbatch) -> None:
+    def _end(self, microbatch: _Microbatch, ended: asyncio.Future[MicrobatchResult]) -> None:
         slices = microbatch.slices
+        error = None
         try:
-            try:
-                result = await self._evaluate(slices)
-            except ReplicaLost:
-                self._trace(microbatch, 0.0, "lost")
-                self._lose(microbatch, slices)
-            except Exception as error:  # noqa: BLE001 - whatever a teacher raises fails its request
-                self._trace(microbatch, 0.0, "raised")
-                await self._one_by_one(microbatch, error)
-            else:
-                self._trace(microbatch, result.seconds, "ran")
-                self._measure(microbatch, result)
-                self._expect_returns(microbatch)
-                # The device comes first: the answers take the event loop a while.
-                self._release(microbatch)
-                self._deliver(slices, result)
+            result = ended.result()
         except asyncio.CancelledError:
-            for item in slices:
-                item.job.fail(drained())
-            raise
-        except Exception:  # noqa: BLE001 - these requests fail, the queue lives on
-            _log.exception("a microbatch's results could not be delivered")
-            for item in slices:
-                item.job.fail(server_defect())
-        finally:
+            _fail(slices, drained())
+        except ReplicaLost:
+            self._trace(microbatch, 0.0, "lost")
+            self._lose(microbatch, slices)
+        except Exception as raised:  # noqa: BLE001 - whatever a teacher raises fails its request
+            error = raised
+        else:
+            self._answer(microbatch, result)
+        if error is None:
             self._release(microbatch)
+        else:
+            self._trace(microbatch, 0.0, "raised")
+            again = self._loop.create_task(self._apart(microbatch, error), context=Context())
+            self._tasks.add(again)
+            again.add_done_callback(self._tasks.discard)
 
-    async def _evaluate(self, slices: Sequence[Slice]) -> MicrobatchResult:
+    def _answer(self, microbatch: _Microbatch, result: MicrobatchResult) -> None:
+        try:
+            self._trace(microbatch, result.seconds, "ran")
+            self._measure(microbatch, result)
+            self._expect_returns(microbatch)
+            # The device comes first: the answers take the event loop a while.
+            self._release(microbatch)
+            self._deliver(microbatch.slices, result)
+        except Exception:  # noqa: BLE001 - these requests fail, the queue lives on
+            _undelivered(microbatch.slices)
+
+    def _evaluate(self, slices: Sequence[Slice]) -> Awaitable[MicrobatchResult]:
         clock = self._floor.clock
-        return await self.replica.run(
+        return self.replica.run(
             [item.work for item in slices], lambda index: slices[index].job.wanted(clock())
         )
+
+    async def _apart(self, microbatch: _Microbatch, error: Exception) -> None:
+        """A forward raised: its requests run again, on their own."""
+        try:
+            await self._one_by_one(microbatch, error)
+        except asyncio.CancelledError:
+            _fail(microbatch.slices, drained())
+            raise
+        except Exception:  # noqa: BLE001 - as above
+            _undelivered(microbatch.slices)
+        finally:
+            self._release(microbatch)
 
     async def _one_by_one(self, microbatch: _Microbatch, error: Exception) -> None:
         """A forward raised: one request's rows must not fail the others', so each runs alone."""
@@ -437,3 +465,13 @@ class ReplicaWorker:
             else:
                 seconds = microbatch.seconds * item.work.evaluations / evaluations
                 item.job.deliver(item.cells, result, seconds)
+
+
+def _fail(slices: Sequence[Slice], error: Exception) -> None:
+    for item in slices:
+        item.job.fail(error)
+
+
+def _undelivered(slices: Sequence[Slice]) -> None:
+    _log.exception("a microbatch's results could not be delivered")
+    _fail(slices, server_defect())

@@ -66,8 +66,8 @@ def check_latents(
     values = decode(message, field, violations)
     if values is None:
         return None
-    expected = f"[R, {', '.join(map(str, event_shape))}]"
     if values.ndim != len(event_shape) + 1 or values.shape[1:] != tuple(event_shape):
+        expected = f"[R, {', '.join(map(str, event_shape))}]"
         violations.add(f"{field}.shape", f"{list(values.shape)}; this teacher takes {expected}")
         return None
     if not 1 <= len(values) <= max_renders:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import Message
 
 from carv.v1 import objective_pb2 as pb
 from carv_server.sampling.objective import (
@@ -48,7 +47,7 @@ class ObjectiveCache:
     shares them, and what is derived from them. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._tables: OrderedDict[Hashable, ObjectiveTables] = OrderedDict()
+        self._tables: OrderedDict[tuple[bytes, ...], ObjectiveTables] = OrderedDict()
         self._lock = threading.Lock()
 
     def check(
@@ -59,9 +58,9 @@ class ObjectiveCache:
         violations: Violations,
     ) -> ObjectiveTables | None:
         """As ``check_objective``; schedule and limit are the same in every call."""
-        if sum(part.ByteSize() for part in _table_parts(message)) > _LARGEST_KEY_BYTES:
-            return check_objective(message, schedule, max_branches, violations)
         key = _table_key(message)
+        if sum(map(len, key)) > _LARGEST_KEY_BYTES:
+            return check_objective(message, schedule, max_branches, violations)
         with self._lock:
             tables = self._tables.get(key)
             if tables is not None:
@@ -76,20 +75,16 @@ class ObjectiveCache:
         return tables
 
 
-def _table_parts(message: pb.Objective) -> Sequence[Message]:
-    coefficients = [branch.coefficient for branch in message.branches]
-    return [*coefficients, message.noise_coefficient, message.prior, message.weighting]
-
-
-def _table_key(message: pb.Objective) -> Hashable:
+def _table_key(message: pb.Objective) -> tuple[bytes, ...]:
     """All that the tables depend on: no conditionings, which change with every view, and no
     latents."""
-    noise = message.noise_coefficient if message.HasField("noise_coefficient") else None
     return (
-        tuple(branch.coefficient.SerializeToString() for branch in message.branches),
-        None if noise is None else noise.SerializeToString(),
+        # What is not set and what is empty are two: only the latter is a violation.
+        b"set" if message.HasField("noise_coefficient") else b"",
+        message.noise_coefficient.SerializeToString(),
         message.prior.SerializeToString(),
         message.weighting.SerializeToString(),
+        *[branch.coefficient.SerializeToString() for branch in message.branches],
     )
 
 

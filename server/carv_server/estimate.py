@@ -297,28 +297,8 @@ def make_work(
     noisy: bool = False,
 ) -> Work:
     """All draws of a request, cells contiguous. Without an objective: predictions are kept."""
-    order = planned_order(plan)
-
-    def in_order(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        flat = values.reshape(-1)
-        return flat[order] if plan.draws > 1 else flat
-
-    t = in_order(plan.timesteps)
-    # Two arrays for all that goes by draw: making one costs as much as filling it.
-    integers = np.empty((5, len(order)), dtype=np.int64)
-    integers[0] = order // plan.draws if plan.draws > 1 else order
-    integers[1] = t
-    for row, values in enumerate((plan.noise_indices, plan.groups, plan.cells), 2):
-        integers[row] = in_order(values)
-    floats = np.empty((4 + len(branches), len(order)), dtype=np.float32)
-    floats[0] = in_order(plan.signs)
-    floats[1] = in_order(plan.control_coefficients)
-    if objective is None:
-        floats[2], floats[3], floats[4:] = 1.0, 0.0, 1.0
-    else:
-        floats[2] = in_order(plan.importance_weights) * objective.weighting[t]
-        floats[3] = objective.noise_coefficient[t]
-        floats[4:] = objective.branch_coefficients[:, t]
+    make = _one_row if plan.timesteps.size == 1 else _rows
+    integers, floats = make(plan, len(branches), objective)
     return Work(
         seed=seed,
         latents=latents,
@@ -337,6 +317,53 @@ def make_work(
         latents_are_noisy=noisy,
         keep_predictions=objective is None,
     )
+
+
+def _rows(
+    plan: DrawPlan, branches: int, objective: ObjectiveTables | None
+) -> tuple[npt.NDArray[np.int64], Float32Array]:
+    """All that goes by draw in two arrays, as ``make_work`` takes them apart: making one costs as
+    much as filling it."""
+    order = planned_order(plan)
+
+    def in_order(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        flat = values.reshape(-1)
+        return flat[order] if plan.draws > 1 else flat
+
+    t = in_order(plan.timesteps)
+    integers = np.empty((5, len(order)), dtype=np.int64)
+    integers[0] = order // plan.draws
+    integers[1] = t
+    for row, values in enumerate((plan.noise_indices, plan.groups, plan.cells), 2):
+        integers[row] = in_order(values)
+    floats = np.empty((4 + branches, len(order)), dtype=np.float32)
+    floats[0] = in_order(plan.signs)
+    floats[1] = in_order(plan.control_coefficients)
+    if objective is None:
+        floats[2], floats[3], floats[4:] = 1.0, 0.0, 1.0
+    else:
+        floats[2] = in_order(plan.importance_weights) * objective.weighting[t]
+        floats[3] = objective.noise_coefficient[t]
+        floats[4:] = objective.branch_coefficients[:, t]
+    return integers, floats
+
+
+def _one_row(
+    plan: DrawPlan, branches: int, objective: ObjectiveTables | None
+) -> tuple[npt.NDArray[np.int64], Float32Array]:
+    """``_rows`` of one draw, by Python's numbers: numpy's calls would take three times as long."""
+    t = plan.timesteps.item()
+    integers = np.array(
+        [[0], [t], [plan.noise_indices.item()], [plan.groups.item()], [plan.cells.item()]]
+    )
+    by_draw = [plan.signs.item(), plan.control_coefficients.item()]
+    if objective is None:
+        by_draw += [1.0, 0.0, *[1.0] * branches]
+    else:
+        by_draw.append(plan.importance_weights.item() * objective.weighting.item(t))
+        by_draw.append(objective.noise_coefficient.item(t))
+        by_draw += objective.branch_coefficients[:, t].tolist()
+    return integers, np.array(by_draw, dtype=np.float32)[:, np.newaxis]
 
 
 def reduce_moments(

@@ -10,7 +10,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
+from types import TracebackType
 from typing import Any, cast
 
 import grpc
@@ -164,26 +165,43 @@ class Front:
         remaining: float | None = cast("float | None", context.time_remaining())
         return None if remaining is None else self._clock() + remaining
 
-    @asynccontextmanager
-    async def _observed(self, method: str, context: Context) -> AsyncIterator[ObservedCall]:
-        """Around a call: end it with the status of what it raises, and tell who watches."""
+    def _observed(self, method: str, context: Context) -> _Observing:
         credential = current_credential.get()
         access = None if credential is None else credential.access
         tenant = "" if access is None else access.tenant
         observed = self._observability.begin(method, tenant, context.invocation_metadata)
-        try:
-            yield observed
+        return _Observing(observed, method, context)
+
+
+class _Observing:
+    """Around a call: ends it with the status of what it raises, and tells who watches."""
+
+    __slots__ = ("_context", "_method", "_observed")
+
+    def __init__(self, observed: ObservedCall, method: str, context: Context) -> None:
+        self._observed = observed
+        self._method = method
+        self._context = context
+
+    async def __aenter__(self) -> ObservedCall:
+        return self._observed
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        observed = self._observed
+        if error is None:
             observed.succeeded()
-            return
-        except asyncio.CancelledError:
-            observed.cancelled(late=_past_deadline(context, observed.seconds))
-            raise
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:  # noqa: BLE001 - to the log in full, to the client as INTERNAL
-            failure = as_request_error(error, method)
-        observed.failed(failure)
-        await abort(context, failure)
+        elif isinstance(error, asyncio.CancelledError):
+            observed.cancelled(late=_past_deadline(self._context, observed.seconds))
+        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+            # To the log in full, to the client as INTERNAL, where it is a defect.
+            failure = as_request_error(error, self._method)
+            observed.failed(failure)
+            await abort(self._context, failure)
 
 
 def _past_deadline(context: Context, seconds: float) -> bool:

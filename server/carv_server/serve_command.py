@@ -53,6 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
         _log.warning("%s", warning)
     # torch and diffusers take seconds to import: not before the settings are known good.
     from carv_server.configured import server_config
+    from carv_server.host import event_loop_factory
     from carv_server.observability.http import ListenError
     from carv_server.pools import ray_pools
     from carv_server.prepare import load_teachers
@@ -68,7 +69,8 @@ def _run(arguments: argparse.Namespace) -> int:
         except (ValueError, RuntimeError, ReplicaStartError) as error:
             return _complain(str(error))
         try:
-            ended = asyncio.run(serve_until_signalled(config, teachers, pools))
+            with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+                ended = runner.run(serve_until_signalled(config, teachers, pools))
         except (ReplicaStartError, CertificateError) as error:
             return _complain(str(error))
         except ListenError as error:

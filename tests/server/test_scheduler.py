@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-import pytest
 import numpy as np
+import pytest
 import torch
 
 from carv.errors import Reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TypeVar
@@ -32,10 +33,9 @@ def hand_over(executor: Executor, function: Callable[[], T]) -> asyncio.Future[T
             result, error = function(), None
         except BaseException as raised:  # noqa: BLE001 - it is the caller's
             result, error = None, raised
-        try:
+        # A loop that is closed by now takes nothing, and nobody is left who could want to know.
+        with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, result, error)
-        except RuntimeError:
-            pass  # the loop was closed, and with it all who could have wanted to know
 
     executor.submit(run)
     return future

@@ -99,7 +99,8 @@ def cumulative(table: Float64Array) -> Cumulative:
 def inverse_cdf(law: Cumulative, points: Float64Array) -> Int64Array:
     """Timesteps t = min { t : u < CDF(t) } for points u in [0, 1), int64 of the same shape."""
     # The last cumulative sum may round below u: stay on the support.
-    return np.minimum(law.sums.searchsorted(points * law.sums[-1], side="right"), law.last)
+    found: Int64Array = law.sums.searchsorted(points * law.sums[-1], side="right")  # pyright: ignore[reportUnknownVariableType]
+    return np.minimum(found, law.last)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def inverse_cdf_at(law: Cumulative, point: float) -> int:

@@ -105,7 +105,7 @@ def test_time_ends_it_with_what_there_is(
     request = refine_request(handles, 1, target_relative_standard_error=1e-6)
     request.max_seconds = 0.3 if bound == "max_seconds" else 0.0
     begun = time.monotonic()
-    data = stream(channel, "RefineGradient", request, 30.0 if bound == "max_seconds" else 0.5)
+    data = stream(channel, "RefineGradient", request, 30.0 if bound == "max_seconds" else 0.3)
     means = [pb.RefineGradientResponse.FromString(piece) for piece in data]
     assert time.monotonic() - begun < 5.0
     assert list(means[-1].stop_reasons) == [pb.STOP_REASON_TIME_BUDGET]

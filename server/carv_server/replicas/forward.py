@@ -165,7 +165,10 @@ class Forward:
         if not self.teacher.description.arithmetic:
             rows = len(v["row_timesteps"])
             return staged.latents.new_zeros(()).expand(rows, *staged.latents.shape[1:])
-        x = staged.latents[v["latents"]] if staged.shares_latents else staged.latents
+        x = staged.latents
+        # One render for all draws is broadcast.
+        if staged.shares_latents and (len(x) > 1 or noise is None):
+            x = x[v["latents"]]
         if noise is None:
             return x
         z = _noisy(x, v["alpha"], v["sigma"], noise)
@@ -261,17 +264,26 @@ def _sums(
 
 
 def _residual_scalars(residual: torch.Tensor, noise: torch.Tensor) -> Float64Array:
-    """||h||^2, <h, eps> and ||eps||^2 of each draw, float64 [n, 3]. Summed pairwise in
-    float32, which is accurate to 1e-7 of the norms; in float64 where that overflows."""
+    """||h||^2, <h, eps> and ||eps||^2 of each draw, float64 [n, 3]. Summed in float32, pairwise
+    or in many lanes, which is accurate to 2e-7 of the norms; in float64 where that overflows."""
     h, eps = residual.flatten(1), noise.flatten(1)
-
-    def products(h: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        return torch.stack([(h * h).sum(1), (h * eps).sum(1), (eps * eps).sum(1)], dim=1).cpu()
-
-    scalars = products(h, eps).double().numpy()
+    products = _products_on_cpu if h.device.type == "cpu" else _products
+    scalars = products(h, eps)
     if not np.isfinite(scalars).all():
-        scalars = products(h.double(), eps.double()).numpy()
+        scalars = products(h.double(), eps.double())
     return scalars
+
+
+def _products(h: torch.Tensor, eps: torch.Tensor) -> Float64Array:
+    products = torch.stack([(h * h).sum(1), (h * eps).sum(1), (eps * eps).sum(1)], dim=1)
+    return products.cpu().double().numpy()
+
+
+def _products_on_cpu(h: torch.Tensor, eps: torch.Tensor) -> Float64Array:
+    """The same without the products in memory, in half the time."""
+    pairs = ((a.numpy(), b.numpy()) for a, b in ((h, h), (h, eps), (eps, eps)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.stack([np.vecdot(a, b) for a, b in pairs], axis=1, dtype=np.float64)
 
 
 def _surely_finite(staged: Staged, scalars: Float64Array) -> bool:

@@ -16,9 +16,9 @@ _RELIABLE = 0.5
 _HORIZON_SECONDS = 0.1
 # A return that is late by more than this is given up.
 _LATE_DEVIATIONS = 4.0
-_LATE_SECONDS = 0.0005
+_LATE_SECONDS = 0.002
 # What is due already should be here any moment.
-_SOON_SECONDS = 0.0002
+_SOON_SECONDS = 0.001
 _MAX_CALLERS = 1024
 _MAX_OPEN_ANSWERS = 64
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -88,7 +92,7 @@ def test_a_cpu_takes_it_in_pieces(
 @pytest.mark.parametrize("shape", [(1,), (4, 8, 8), (3, 7)])
 def test_both_ways_are_one_law(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
     """What other devices compute with tensors, on the CPU."""
-    monkeypatch.setattr(noise, "_on_cpu", noise._on_device)
+    monkeypatch.setattr(noise, "_on_cpu", lambda *given: noise._on_device(*given[:4]))
     found, expected = drawn(shape, 3)
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=4e-6)
 
@@ -109,3 +113,23 @@ def test_words_by_numpy_are_the_words_by_torch(counters: int) -> None:
         for found, whole in zip(block.words, expected, strict=True):
             np.testing.assert_array_equal(found, whole[block.rows, block.columns].numpy())
     assert (seen == 1).all()
+
+
+@pytest.mark.parametrize(("draws", "halved"), [(1, False), (3, True), (4, True)])
+def test_a_helper_makes_half_of_it_and_the_same(
+    draws: int, halved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[int] = set()
+    counted = noise.noise_words
+
+    def watched(*given: Any) -> Any:
+        threads.add(threading.get_ident())
+        return counted(*given)
+
+    monkeypatch.setattr(noise, "noise_words", watched)
+    seeds = torch.arange(2 * draws).reshape(draws, 2)
+    of_draw = torch.arange(draws), torch.arange(draws) + 5
+    with ThreadPoolExecutor(1) as helper:
+        helped = draw_noise(seeds, *of_draw, (4, 64, 64), helper)
+    assert len(threads) == 1 + halved
+    torch.testing.assert_close(helped, draw_noise(seeds, *of_draw, (4, 64, 64)), rtol=0.0, atol=0.0)

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
+import pytest
 
 from carv_server.sampling.objective import ObjectiveTables, prior_on_range
-from carv_server.sampling.plan import Sampling, explicit_plan, plan_draws, resolve
+from carv_server.sampling.plan import (
+    Sampling,
+    explicit_plan,
+    plan_at_points,
+    plan_draws,
+    resolve,
+)
+from carv_server.sampling.proposals import Proposal
+from carv_server.sampling.timesteps import TimestepSampler, place_points
 
 
 def test_draws_that_share_a_noise_index_are_one_group_of_their_render() -> None:
@@ -29,3 +40,23 @@ def test_plans_of_one_size_share_what_does_not_depend_on_the_seed_and_cannot_spo
     for name in ("groups", "cells", "signs"):
         assert not getattr(first, name).flags.writeable
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+@pytest.mark.parametrize("sampler", TimestepSampler)
+@pytest.mark.parametrize("proposal", [Proposal.PRIOR, Proposal.WEIGHT])
+def test_a_lone_draw_is_planned_as_any_other(sampler: TimestepSampler, proposal: Proposal) -> None:
+    n = 50
+    weighting = np.random.default_rng(2).normal(size=n)
+    objective = ObjectiveTables(prior_on_range(n, 0.1, 0.7), weighting, np.ones((1, n)), np.ones(n))
+    resolved = resolve(Sampling(sampler=sampler, proposal=proposal), objective, None, 1)
+    drawn: set[int] = set()
+    for seed in range(300):
+        points = place_points(sampler, 1, 1, seed, stream=3)
+        expected = plan_at_points(resolved, objective, points, first_noise_index=3 << 20)
+        plan = plan_draws(resolved, objective, 1, 1, seed, stream=3)
+        for field in fields(plan):
+            ours, theirs = getattr(plan, field.name), getattr(expected, field.name)
+            np.testing.assert_array_equal(ours, theirs, err_msg=field.name)
+            assert np.asarray(ours).dtype == np.asarray(theirs).dtype, field.name
+        drawn.add(plan.timesteps.item())
+    assert len(drawn) > 20

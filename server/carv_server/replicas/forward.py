@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,11 +94,15 @@ class Forward:
         return self.results(inputs, self.predict(inputs))
 
     @torch.inference_mode()
-    def inputs(self, staged: Staged) -> Inputs:
-        """Noise, and z_t and conditioning of every row."""
+    def inputs(self, staged: Staged, helper: Executor | None = None) -> Inputs:
+        """Noise, and z_t and conditioning of every row.
+
+        Args:
+            helper: as for ``draw_noise``.
+        """
         if staged.ready is not None:
             self._await_transfers(staged)
-        noise = self._noise(staged)
+        noise = self._noise(staged, helper)
         z_t = self._teacher_inputs(staged, noise)
         if self._on_cuda:
             # Its cache is the forward's stream's alone, and gathering there costs one launch.
@@ -146,13 +151,17 @@ class Forward:
         for tensor in (staged.latents, next(iter(staged.values.values()))):
             tensor.record_stream(stream)
 
-    def _noise(self, staged: Staged) -> torch.Tensor | None:
+    def _noise(self, staged: Staged, helper: Executor | None) -> torch.Tensor | None:
         """eps of every draw, float32 [n, *event_shape]; None where no draw has any use for it."""
         description, v = self.teacher.description, staged.values
         if staged.all_noisy or not description.arithmetic:
             return None
         noise = draw_noise(
-            v["noise_seeds"], v["noise_renders"], v["noise_indices"], description.event_shape
+            v["noise_seeds"],
+            v["noise_renders"],
+            v["noise_indices"],
+            description.event_shape,
+            helper,
         )
         if staged.shares_noise:
             noise = noise[v["noise"]]
@@ -201,16 +210,16 @@ class Forward:
         if any(work.keep_predictions for work in works):
             # The first branch's rows are the draws. One copy to the host, whatever the works.
             kept = predictions[: bounds[-1]].to("cpu").numpy()
+            finite = all_finite(kept)
             for i, work in enumerate(works):
                 if work.keep_predictions:
-                    results[i : i + 1] = [_kept(work, kept[slices[i]])]
+                    results[i : i + 1] = [_kept(work, kept[slices[i]], finite)]
         return results
 
 
-def _kept(work: Work, predictions: Float32Array) -> WorkResult:
-    failure = None
-    if not all_finite(predictions):
-        failure = _first_failure(work, torch.from_numpy(predictions))
+def _kept(work: Work, predictions: Float32Array, finite: bool) -> WorkResult:
+    """``finite``: whether all of the microbatch's are; false says nothing of this work's own."""
+    failure = None if finite else _first_failure(work, torch.from_numpy(predictions))
     # A view would keep the whole microbatch alive for as long as its work's request.
     return failure or WorkResult(predictions=predictions.copy())
 

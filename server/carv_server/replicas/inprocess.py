@@ -139,7 +139,8 @@ class InProcessReplica:
         if not kept:
             return MicrobatchResult(results, 0.0)
         forward = self._forward
-        inputs = forward.inputs(forward.stage([works[index] for index in kept]))
+        # Nothing else is here, most likely, and so the other threads are free.
+        inputs = forward.inputs(forward.stage([works[index] for index in kept]), self._staging)
         start = time.perf_counter()
         predictions = forward.predict(inputs)
         if self._on_cuda:  # so far it is only launched

@@ -13,12 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from carv.v1 import teacher_service_pb2 as pb
 from carv_server.bench.load.bare import Bare, best_rate, measure_bare
 from carv_server.bench.load.flow import Load, Observed, decode_load, decode_observed, encode
 from carv_server.bench.load.folders import write_simulated
 from carv_server.bench.load.measure import DriverFailed, measure
 from carv_server.bench.load.processes import cpu_seconds, descendants, marked, stop_all
-from carv_server.bench.load.requests import create_handle, estimate_payload, service_target
+from carv_server.bench.load.requests import (
+    create_handle,
+    estimate_payload,
+    service_target,
+    stream_payload,
+    stream_target,
+)
 from carv_server.bench.load.rounds import over_rounds
 from carv_server.bench.load.wire import CallFailed, Target, call_once, connect
 from carv_server.bench.service.echo import echo_target, running_echo
@@ -113,6 +120,26 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
         measure([Load(nowhere, {"x": str(path)}, 1, 0.1)], list)
     with pytest.raises(CallFailed, match="UNAVAILABLE"):
         asyncio.run(call_once(Target("grpc", "127.0.0.1:9", "/a.B/C"), b"", 5.0))
+
+
+def test_one_request_after_another_on_a_stream(device: ServerProcess, tmp_path: Path) -> None:
+    """Answers of the first and a later request; then one that the server refuses."""
+    estimate = payload_file(device.address, tmp_path)
+    whole = stream_payload(Path(estimate).read_bytes())
+
+    async def ask() -> None:
+        caller = await connect(stream_target(device.address))
+        for _ in range(2):
+            answer = pb.StreamGradientsResponse.FromString(await caller.call(whole))
+            assert answer.estimate.draws_spent > 0
+        with pytest.raises(CallFailed, match="INVALID_ARGUMENT: action"):
+            await caller.call(pb.StreamGradientsRequest(id=1).SerializeToString())
+        with pytest.raises(CallFailed, match="INVALID_ARGUMENT: the bytes are not"):
+            await caller.call(b"\xff\xff")
+        await caller.call(whole)  # on another call: that one was over
+        await caller.close()
+
+    asyncio.run(ask())
 
 
 def test_the_echo_server_echoes() -> None:

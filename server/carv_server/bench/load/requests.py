@@ -18,6 +18,8 @@ __all__ = [
     "health_target",
     "predict_payload",
     "service_target",
+    "stream_payload",
+    "stream_target",
 ]
 
 _SECONDS = 60.0
@@ -28,6 +30,11 @@ Float32Array = npt.NDArray[np.float32]
 def service_target(address: str, method: str) -> Target:
     """A method of the teacher service."""
     return Target("grpc", address, f"/carv.v1.TeacherService/{method}")
+
+
+def stream_target(address: str) -> Target:
+    """Gradients on a call that stays open; its payloads are ``stream_payload``."""
+    return Target("grpc-stream", address, "/carv.v1.TeacherService/StreamGradients")
 
 
 def health_target(address: str) -> Target:
@@ -76,4 +83,11 @@ def predict_payload(z_t: Float32Array, handle: str, timestep: int) -> bytes:
         conditionings=[handle], noisy_latents=encode_tensor(z_t[np.newaxis])
     )
     request.explicit_draws.timesteps.CopyFrom(encode_tensor(np.array([[timestep]], np.int64)))
+    return request.SerializeToString()
+
+
+def stream_payload(estimate: bytes) -> bytes:
+    """An EstimateGradient request as one of a stream."""
+    request = pb.StreamGradientsRequest(id=1)
+    request.estimate.ParseFromString(estimate)
     return request.SerializeToString()

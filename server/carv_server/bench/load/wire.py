@@ -15,10 +15,13 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
+from carv.v1 import teacher_service_pb2 as pb
+
 __all__ = ["CallFailed", "Caller", "Target", "call_once", "connect"]
 
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _CONNECT_SECONDS = 10.0
+_NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 class CallFailed(Exception):
@@ -30,7 +33,7 @@ class Target:
     """Where requests go.
 
     Attributes:
-        protocol: "grpc" or "http".
+        protocol: "grpc"; "grpc-stream", StreamGradients with a call that stays open; or "http".
         address: host:port.
         path: the gRPC method as /package.Service/Method, or the HTTP path to POST to.
         content_type: of an HTTP request's body.
@@ -60,6 +63,8 @@ async def connect(target: Target) -> Caller:
     """Raises CallFailed where nothing listens."""
     if target.protocol == "grpc":
         return _GrpcCaller(target)
+    if target.protocol == "grpc-stream":
+        return _StreamCaller(target)
     if target.protocol == "http":
         host, _, port = target.address.rpartition(":")
         opening = asyncio.open_connection(host, int(port), limit=_MAX_MESSAGE_BYTES)
@@ -86,14 +91,18 @@ async def call_once(target: Target, payload: bytes, seconds: float) -> bytes:
         await caller.close()
 
 
+def _channel(target: Target) -> grpc.aio.Channel:
+    options = [
+        ("grpc.use_local_subchannel_pool", 1),  # else clients would share one connection
+        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ]
+    return grpc.aio.insecure_channel(target.address, options=options)
+
+
 class _GrpcCaller:
     def __init__(self, target: Target) -> None:
-        options = [
-            ("grpc.use_local_subchannel_pool", 1),  # else clients would share one connection
-            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-        ]
-        self._channel = grpc.aio.insecure_channel(target.address, options=options)
+        self._channel = _channel(target)
         self._call: Any = self._channel.unary_unary(target.path)
 
     async def call(self, payload: bytes) -> bytes:
@@ -103,6 +112,37 @@ class _GrpcCaller:
             raise CallFailed(f"{error.code().name}: {error.details()}") from None
 
     async def close(self) -> None:
+        await self._channel.close()
+
+
+class _StreamCaller:
+    """One request after another on one call, all by the same id: it is free again once its request
+    is answered."""
+
+    def __init__(self, target: Target) -> None:
+        self._channel = _channel(target)
+        self._open: Any = self._channel.stream_stream(target.path)
+        self._stream: Any = None
+
+    async def call(self, payload: bytes) -> bytes:
+        if self._stream is None:
+            self._stream = self._open()
+        try:
+            await self._stream.write(payload)
+            reply = await self._stream.read()
+            if not isinstance(reply, bytes):  # grpc.aio.EOF
+                raise CallFailed("the server ended the stream")
+        except grpc.aio.AioRpcError as error:
+            self._stream = None
+            raise CallFailed(f"{error.code().name}: {error.details()}") from None
+        answer = pb.StreamGradientsResponse.FromString(reply)
+        if answer.HasField("error"):
+            raise CallFailed(f"{_NAMES[answer.error.code]}: {answer.error.message}")
+        return reply
+
+    async def close(self) -> None:
+        if self._stream is not None:
+            self._stream.cancel()
         await self._channel.close()
 
 

@@ -18,9 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["ended_by_signals", "leave", "shut_down"]
+__all__ = ["ended_by_signals", "leave", "shut_down", "signals_heard"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_signals_heard: list[int] = []
 
 
 @contextmanager
@@ -34,6 +35,7 @@ def ended_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _signals_heard.clear()
     ours, wakes = socket.socketpair()
     wakes.setblocking(False)
     before = {number: signal.signal(number, _heard) for number in _SIGNALS}
@@ -49,10 +51,19 @@ def ended_by_signals() -> Iterator[None]:
         wakes.close()  # and so the watch ends
         watch.join()
         ours.close()
+        _signals_heard.clear()
 
 
 def _heard(number: int, frame: FrameType | None) -> None:
-    """The main thread hears of a signal only between two steps of Python; ``_watch`` acts."""
+    """The main thread hears of a signal only between two steps of Python; ``_watch`` acts, as long
+    as no event loop has taken over what wakes it."""
+    _signals_heard.append(number)
+
+
+def signals_heard() -> list[int]:
+    """Those that came inside ``ended_by_signals``: for a server to act on that has just taken the
+    signals over, since an event loop drops what comes ahead of its own handlers."""
+    return list(_signals_heard)
 
 
 def _watch(ours: socket.socket) -> None:

@@ -29,6 +29,7 @@ __all__ = ["Scheduler", "SchedulerConfig"]
 
 # So long a queue is kept without a replica: one that was lost may be back by then.
 _WITHOUT_REPLICA_SECONDS = 10.0
+_TIMER_SECONDS = 0.001  # what event loops round to
 _LEAST_RETRY_SECONDS, _LARGEST_RETRY_SECONDS = 0.05, 60.0
 
 
@@ -243,8 +244,9 @@ class Scheduler:
     def _expire(self, job: Job) -> None:
         now, deadline = self._clock(), job.terms.deadline
         expire(job, now)
-        if not job.over and deadline is not None:  # the loop's clock is a little ahead
-            asyncio.get_running_loop().call_later(deadline - now, self._expire, job)
+        if not job.over and deadline is not None:  # the loop's clock is ahead, or it rounds
+            left = max(deadline - now, _TIMER_SECONDS)
+            asyncio.get_running_loop().call_later(left, self._expire, job)
 
     def _on_lost(self, worker: ReplicaWorker) -> None:
         if worker in self._workers:

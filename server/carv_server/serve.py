@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 
 from carv_server.conditioning import ConditioningStore
 from carv_server.config import ServerConfig
-from carv_server.ending import shut_down
+from carv_server.ending import shut_down, signals_heard
 from carv_server.front import Front
 from carv_server.guard import Guard
 from carv_server.history import DrawHistories
@@ -313,6 +313,8 @@ async def serve_until_signalled(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number.name)
+    for heard in signals_heard():
+        on_signal(signal.Signals(heard).name)
     async with AsyncExitStack() as stack:
         pools = pools or {}
         if await start_pools(pools, stack, signalled):

@@ -42,13 +42,12 @@ def test_one_who_cancels_is_free_at_once_and_the_function_has_its_turn() -> None
     asyncio.run(scenario())
 
 
-def test_a_loop_that_is_gone_by_the_end_hurts_nobody() -> None:
-    gate = threading.Event()
+def test_what_takes_no_more_work_says_so_in_the_future() -> None:
+    async def scenario() -> None:
+        executor = ThreadPoolExecutor(1)
+        executor.shutdown()
+        refused = hand_over(executor, lambda: 1)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            await refused
 
-    async def leave(executor: ThreadPoolExecutor) -> None:
-        hand_over(executor, lambda: gate.wait(10))
-
-    with ThreadPoolExecutor(1) as executor:
-        asyncio.run(leave(executor))
-        gate.set()
-        assert executor.submit(lambda: "alive").result(10) == "alive"
+    asyncio.run(scenario())

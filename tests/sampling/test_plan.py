@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -49,6 +49,7 @@ def test_a_lone_draw_is_planned_as_any_other(sampler: TimestepSampler, proposal:
     weighting = np.random.default_rng(2).normal(size=n)
     objective = ObjectiveTables(prior_on_range(n, 0.1, 0.7), weighting, np.ones((1, n)), np.ones(n))
     resolved = resolve(Sampling(sampler=sampler, proposal=proposal), objective, None, 1)
+    resolved = replace(resolved, control=np.random.default_rng(4).normal(size=n))
     drawn: set[int] = set()
     for seed in range(300):
         points = place_points(sampler, 1, 1, seed, stream=3)

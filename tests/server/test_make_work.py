@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -32,7 +32,12 @@ def test_a_lone_draw_is_laid_out_as_any_other(branches: int, predicted: bool) ->
 
     def work_of(renders: int, draw: tuple[int, int, float, float]) -> object:
         timestep, index, sign, weight = (np.full((renders, 1), value) for value in draw)
-        plan = explicit_plan(timestep, index, sign, weight)
+        plan = replace(
+            explicit_plan(timestep, index, sign, weight),
+            groups=np.full_like(index, 4),
+            cells=np.full_like(index, 2),
+            control_coefficients=np.full_like(weight, -0.7),
+        )
         return make_work(plan, x[:renders], None, conditioned, objective, 9)
 
     for draw in ((7, 2**32 - 1, -1.0, 0.3), (0, 0, 1.0, 0.0)):

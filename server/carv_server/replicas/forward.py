@@ -148,7 +148,7 @@ class Forward:
         stream = torch.cuda.current_stream(self.teacher.device)
         stream.wait_event(staged.ready)
         # Or the copies' allocator would reuse them too early; the values are one block.
-        for tensor in (staged.latents, next(iter(staged.values.values()))):
+        for tensor in (staged.latents, staged.values["row_timesteps"]):
             tensor.record_stream(stream)
 
     def _noise(self, staged: Staged, helper: Executor | None) -> torch.Tensor | None:
@@ -273,26 +273,17 @@ def _sums(
 
 
 def _residual_scalars(residual: torch.Tensor, noise: torch.Tensor) -> Float64Array:
-    """||h||^2, <h, eps> and ||eps||^2 of each draw, float64 [n, 3]. Summed in float32, pairwise
-    or in many lanes, which is accurate to 2e-7 of the norms; in float64 where that overflows."""
+    """||h||^2, <h, eps> and ||eps||^2 of each draw, float64 [n, 3]. Summed pairwise in
+    float32, which is accurate to 1e-7 of the norms; in float64 where that overflows."""
     h, eps = residual.flatten(1), noise.flatten(1)
-    products = _products_on_cpu if h.device.type == "cpu" else _products
-    scalars = products(h, eps)
+
+    def products(h: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        return torch.stack([(h * h).sum(1), (h * eps).sum(1), (eps * eps).sum(1)], dim=1).cpu()
+
+    scalars = products(h, eps).double().numpy()
     if not np.isfinite(scalars).all():
-        scalars = products(h.double(), eps.double())
+        scalars = products(h.double(), eps.double()).numpy()
     return scalars
-
-
-def _products(h: torch.Tensor, eps: torch.Tensor) -> Float64Array:
-    products = torch.stack([(h * h).sum(1), (h * eps).sum(1), (eps * eps).sum(1)], dim=1)
-    return products.cpu().double().numpy()
-
-
-def _products_on_cpu(h: torch.Tensor, eps: torch.Tensor) -> Float64Array:
-    """The same without the products in memory, in half the time."""
-    pairs = ((a.numpy(), b.numpy()) for a, b in ((h, h), (h, eps), (eps, eps)))
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.stack([np.vecdot(a, b) for a, b in pairs], axis=1, dtype=np.float64)
 
 
 def _surely_finite(staged: Staged, scalars: Float64Array) -> bool:

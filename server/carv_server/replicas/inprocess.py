@@ -35,14 +35,15 @@ class InProcessReplica:
     """Runs microbatches of one teacher, one forward at a time.
 
     A microbatch that comes while another is here has noise, z_t and sums made beside the other's
-    forward; one that comes to an idle device spares itself the hand-overs between threads, and is
+    forward; one that comes to an idle device spares itself most hand-overs between threads, and is
     all the sooner answered.
 
     Args:
         executor: a single thread; replicas of teachers on one device share it.
         max_rows: rows that the teacher sees at once.
         staging: threads that prepare the next microbatch, and sum up the last one, while the
-            device computes; None does so in between.
+            device computes, and make half the noise of one that is alone; None does so in
+            between.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, chain, pairwise, repeat
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,12 @@ Float32Array = npt.NDArray[np.float32]
 
 _FLOATS = np.dtype(np.float32)
 _FIRST = np.zeros(1, dtype=np.int64)
+
+
+class Values(Protocol):
+    """Tensors by name."""
+
+    def __getitem__(self, name: str, /) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Staged:
     bounds: Sequence[int]
     draws_with: Sequence[int]
     latents: torch.Tensor
-    values: Mapping[str, torch.Tensor]
+    values: Values
     conditionings: Sequence[Conditioning]
     shares_noise: bool
     shares_latents: bool
@@ -103,14 +109,15 @@ def stage(
         return _joined([values(work) for work in ordered])
 
     t = joined(lambda work: work.timesteps)
-    arrays["row_timesteps"] = _joined([t[:count] for count in draws_with])
+    # A copy, which is the teacher's to do with as it likes.
+    arrays["row_timesteps"] = np.concatenate([t[:count] for count in draws_with])
     renders = joined(lambda work: work.renders)
     renders_of = [renders[a:b] for a, b in pairwise(bounds)]
     shares_noise = False
     all_noisy = all(work.latents_are_noisy for work in ordered)
     if not all_noisy:
         arrays["alpha"], arrays["sigma"] = (table[t] for table in _tables(schedule))
-        for work, a, b in zip(ordered, bounds, bounds[1:], strict=False):
+        for work, (a, b) in zip(ordered, pairwise(bounds), strict=True):
             if work.latents_are_noisy:  # z_t already: one times itself
                 arrays["alpha"][a:b], arrays["sigma"][a:b] = 1.0, 0.0
         indices = joined(lambda work: work.noise_indices)
@@ -277,7 +284,7 @@ def _send(
     arrays: Mapping[str, npt.NDArray[Any]],
     device: torch.device,
     stream: torch.cuda.Stream | None,
-) -> tuple[torch.Tensor, Mapping[str, torch.Tensor], torch.cuda.Event | None]:
+) -> tuple[torch.Tensor, Values, torch.cuda.Event | None]:
     if device.type == "cpu":
         return torch.from_numpy(np.concatenate(pieces)), _OnHost(arrays), None
     # From pinned memory a copy does not hold up the host.
@@ -297,14 +304,17 @@ def _send(
     return latents, unpack(sent, arrays), ready
 
 
-class _OnHost(dict[str, torch.Tensor]):
+class _OnHost:
     """Tensors of the arrays' memory, made when they are asked for: some never are."""
 
     def __init__(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         self._arrays = arrays
+        self._tensors: dict[str, torch.Tensor] = {}
 
-    def __missing__(self, name: str) -> torch.Tensor:
-        tensor = self[name] = torch.from_numpy(self._arrays[name])
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            tensor = self._tensors[name] = torch.from_numpy(self._arrays[name])
         return tensor
 
 

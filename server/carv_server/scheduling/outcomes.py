@@ -44,7 +44,7 @@ def no_replica(message: str) -> RequestError:
     return RequestError(Reason.NO_REPLICA, message, retry_delay_seconds=_NO_REPLICA_RETRY_SECONDS)
 
 
-def replica_failed(error: Exception) -> RequestError:
+def replica_failed(error: BaseException) -> RequestError:
     """Its type alone: a trace is for the log."""
     return RequestError(
         Reason.REPLICA_FAILED,

@@ -9,8 +9,9 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from carv_server.errors import RequestError
 from carv_server.replicas.protocol import MicrobatchResult, Replica, ReplicaLost
 from carv_server.scheduling.config import SchedulerConfig
 from carv_server.scheduling.cost import CostModel
@@ -30,6 +31,8 @@ from carv_server.scheduling.snapshot import MicrobatchReport, ReplicaSnapshot, T
 from carv_server.scheduling.trace import Part, note_run
 
 __all__ = ["Floor", "ReplicaWorker"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -111,12 +114,13 @@ class ReplicaWorker:
         self._cost = CostModel()
         self._overhead = _FIRST_OVERHEAD_SECONDS
         self._running: list[_Microbatch] = []
-        self._tasks: set[asyncio.Future[Any]] = set()
+        self._futures: set[asyncio.Future[Any]] = set()
         self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
         self._held_since: float | None = None
         self._listening = True
         self._closed = False
+        self._abandoned = False
 
     @property
     def idle(self) -> bool:
@@ -141,19 +145,21 @@ class ReplicaWorker:
         while (wait := self._wait()) <= 0.0:
             self._hand_over()
         if wait < math.inf:
-            self._alarm = self._loop.call_later(wait, self.advance)
+            # An event loop may round to whole milliseconds, and would turn until the rest is over.
+            self._alarm = self._loop.call_later(max(wait, _TIMER_SECONDS), self.advance)
 
     async def close(self) -> None:
         """Take no more work, and wait for what runs."""
         self._closed = True
         self._silence()
-        while self._tasks:  # one that ends may begin another
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._futures:  # one that ends may begin another
+            await asyncio.gather(*self._futures, return_exceptions=True)
 
     async def abandon(self) -> None:
         """Take no more work, and fail what runs with DRAINING."""
-        for task in self._tasks:
-            task.cancel()
+        self._abandoned = True
+        for future in list(self._futures):
+            future.cancel()
         await self.close()
 
     def _silence(self) -> None:
@@ -265,53 +271,54 @@ class ReplicaWorker:
             held_seconds=held,
         )
         self._running.append(microbatch)
-        self._begin(self._evaluate(slices), lambda ended: self._end(microbatch, ended))
-
-    def _begin(
-        self,
-        work: Awaitable[MicrobatchResult],
-        end: Callable[[asyncio.Future[MicrobatchResult]], None],
-    ) -> None:
-        """Have ``end`` called once the work is over."""
         # It belongs to no one request, whosever arrival it was that called for it.
         context = Context()
-        running = context.run(asyncio.ensure_future, work)
-        self._tasks.add(running)
-        running.add_done_callback(self._tasks.discard, context=context)
-        running.add_done_callback(end, context=context)
+        running = context.run(lambda: asyncio.ensure_future(self._evaluate(slices)))
+        self._running_on(running, lambda ended: self._end(microbatch, ended), context)
+
+    def _running_on(
+        self, future: asyncio.Future[T], end: Callable[[asyncio.Future[T]], None], context: Context
+    ) -> None:
+        """Keep it until it is over, and call ``end`` then."""
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard, context=context)
+        future.add_done_callback(end, context=context)
 
     def _end(self, microbatch: _Microbatch, ended: asyncio.Future[MicrobatchResult]) -> None:
-        slices = microbatch.slices
-        error = None
+        """Nothing is raised here that ``ended`` holds: its trace would hold this frame, and in a
+        cycle all that the microbatch was made of."""
+        error = drained() if ended.cancelled() else ended.exception()
         try:
-            result = ended.result()
-        except asyncio.CancelledError:
-            _fail(slices, drained())
-        except ReplicaLost:
-            self._trace(microbatch, 0.0, "lost")
-            self._lose(microbatch, slices)
-        except Exception as raised:  # noqa: BLE001 - whatever a teacher raises fails its request
-            error = raised
-        else:
-            self._answer(microbatch, result)
-        if error is None:
-            self._release(microbatch)
-        else:
-            self._trace(microbatch, 0.0, "raised")
-            again = self._loop.create_task(self._apart(microbatch, error), context=Context())
-            self._tasks.add(again)
-            again.add_done_callback(self._tasks.discard)
-
-    def _answer(self, microbatch: _Microbatch, result: MicrobatchResult) -> None:
-        try:
-            self._trace(microbatch, result.seconds, "ran")
-            self._measure(microbatch, result)
-            self._expect_returns(microbatch)
-            # The device comes first: the answers take the event loop a while.
-            self._release(microbatch)
-            self._deliver(microbatch.slices, result)
+            if ended.cancelled() or self._abandoned:
+                _fail(microbatch.slices, drained)
+            elif error is None:
+                result = ended.result()
+                self._trace(microbatch, result.seconds, "ran")
+                self._measure(microbatch, result)
+                self._expect_returns(microbatch)
+                # The device comes first: the answers take the event loop a while.
+                self._release(microbatch)
+                self._deliver(microbatch.slices, result)
+            elif isinstance(error, ReplicaLost):
+                self._trace(microbatch, 0.0, "lost")
+                self._lose(microbatch, microbatch.slices)
+            else:  # whatever a teacher raises fails its request
+                self._trace(microbatch, 0.0, "raised")
+                context = Context()
+                again = self._loop.create_task(self._one_by_one(microbatch, error), context=context)
+                self._running_on(again, lambda ended: self._end_again(microbatch, ended), context)
+                return
         except Exception:  # noqa: BLE001 - these requests fail, the queue lives on
             _undelivered(microbatch.slices)
+        self._release(microbatch)
+
+    def _end_again(self, microbatch: _Microbatch, ended: asyncio.Future[None]) -> None:
+        """After ``_one_by_one``, which may not even have begun."""
+        if ended.cancelled():
+            _fail(microbatch.slices, drained)
+        elif (error := ended.exception()) is not None:
+            _undelivered(microbatch.slices, error)
+        self._release(microbatch)
 
     def _evaluate(self, slices: Sequence[Slice]) -> Awaitable[MicrobatchResult]:
         clock = self._floor.clock
@@ -319,19 +326,7 @@ class ReplicaWorker:
             [item.work for item in slices], lambda index: slices[index].job.wanted(clock())
         )
 
-    async def _apart(self, microbatch: _Microbatch, error: Exception) -> None:
-        """A forward raised: its requests run again, on their own."""
-        try:
-            await self._one_by_one(microbatch, error)
-        except asyncio.CancelledError:
-            _fail(microbatch.slices, drained())
-            raise
-        except Exception:  # noqa: BLE001 - as above
-            _undelivered(microbatch.slices)
-        finally:
-            self._release(microbatch)
-
-    async def _one_by_one(self, microbatch: _Microbatch, error: Exception) -> None:
+    async def _one_by_one(self, microbatch: _Microbatch, error: BaseException) -> None:
         """A forward raised: one request's rows must not fail the others', so each runs alone."""
         slices = microbatch.slices
         if len(slices) == 1:
@@ -467,11 +462,13 @@ class ReplicaWorker:
                 item.job.deliver(item.cells, result, seconds)
 
 
-def _fail(slices: Sequence[Slice], error: Exception) -> None:
+def _fail(slices: Sequence[Slice], error: Callable[[], RequestError]) -> None:
+    """Each with an error of its own, which its call will add to."""
     for item in slices:
-        item.job.fail(error)
+        item.job.fail(error())
 
 
-def _undelivered(slices: Sequence[Slice]) -> None:
-    _log.exception("a microbatch's results could not be delivered")
-    _fail(slices, server_defect())
+def _undelivered(slices: Sequence[Slice], error: BaseException | None = None) -> None:
+    """A defect, and no fault of theirs. Without an error it is the one that is being handled."""
+    _log.error("a microbatch's results could not be delivered", exc_info=error or True)
+    _fail(slices, server_defect)

@@ -21,6 +21,8 @@ __all__ = ["CallFailed", "Caller", "Target", "call_once", "connect"]
 
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _CONNECT_SECONDS = 10.0
+# What a status may hold is less; what is longer is an answer, and need not be parsed.
+_LARGEST_ERROR_BYTES = 16 * 1024
 _NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
@@ -131,10 +133,13 @@ class _StreamCaller:
             await self._stream.write(payload)
             reply = await self._stream.read()
             if not isinstance(reply, bytes):  # grpc.aio.EOF
+                self._stream = None
                 raise CallFailed("the server ended the stream")
         except grpc.aio.AioRpcError as error:
             self._stream = None
             raise CallFailed(f"{error.code().name}: {error.details()}") from None
+        if len(reply) > _LARGEST_ERROR_BYTES:
+            return reply
         answer = pb.StreamGradientsResponse.FromString(reply)
         if answer.HasField("error"):
             raise CallFailed(f"{_NAMES[answer.error.code]}: {answer.error.message}")

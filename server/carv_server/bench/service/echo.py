@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 
 from carv_server.bench.load.wire import CallFailed, Target, call_once
+from carv_server.host import event_loop_factory
 
 __all__ = ["echo_target", "running_echo"]
 
@@ -92,4 +93,5 @@ async def _serve(address: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(sys.argv[1]))
+    with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+        runner.run(_serve(sys.argv[1]))

@@ -43,7 +43,7 @@ from carv_server.replicas.ray_replica import WorkerSettings
 from carv_server.teachers.registry import TeacherRegistration
 from carv_server.teachers.simulated import load_simulated
 from tests.replicas.processes import alive, descendants
-from tests.replicas.works import make
+from tests.replicas.wire_works import make
 from tests.support.process import ServerProcess
 
 LAUNCH_SECONDS, ROW_SECONDS = 0.060, 0.0025
@@ -278,6 +278,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each cell")
     parser.add_argument("--rounds", type=int, default=2, help="repeats; the best of them counts")
     parser.add_argument("--output", type=Path, default=Path("out/bench"))
+    parser.add_argument("--docs", type=Path, help="folder that gets ray_benchmark.md and its data")
     arguments = parser.parse_args()
     rows, lost = measure(arguments.seconds, arguments.rounds)
     lines = ["| measure | replicas | value | efficiency |", "|---|---|---|---|"]
@@ -296,13 +297,22 @@ def main() -> None:
         f"{list(LATENTS)}. {arguments.seconds:g} s a cell, best of {arguments.rounds}; "
         f"{machine()}; `make bench-ray`.",
     ]
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "ray_scaling.md").write_text("\n".join(lines) + "\n")
-    with (arguments.output / "ray_scaling.csv").open("w", newline="") as file:
+    write(arguments.output / "ray_scaling.md", arguments.output / "ray_scaling.csv", lines, rows)
+    if arguments.docs is not None:
+        page = ["# Ray replicas, measured", "", "Written by `make bench-ray`.", "", *lines]
+        data = arguments.docs / "data/ray/ray_scaling.csv"
+        write(arguments.docs / "ray_benchmark.md", data, page, rows)
+    print("\n".join(lines))
+
+
+def write(page: Path, data: Path, lines: list[str], rows: list[Row]) -> None:
+    for path in (page, data):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(lines) + "\n")
+    with data.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([field.name for field in fields(Row)])
         writer.writerows(astuple(row) for row in rows)
-    print("\n".join(lines))
 
 
 def machine() -> str:

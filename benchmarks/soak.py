@@ -22,6 +22,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import numpy as np
@@ -126,7 +127,7 @@ async def _watch(
 ) -> None:
     page = os.sysconf("SC_PAGE_SIZE") / 1e6
     async with grpc.aio.insecure_channel(address) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)
         while True:
             before = time.monotonic()
             try:

@@ -59,7 +59,7 @@ class Gauge:
 
 def _reader() -> Callable[[], tuple[float, float, float]] | None:
     try:
-        import pynvml  # of nvidia-ml-py
+        import pynvml  # pyright: ignore[reportMissingImports] # of nvidia-ml-py
 
         nvml: Any = pynvml
         nvml.nvmlInit()

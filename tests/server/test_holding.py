@@ -143,8 +143,11 @@ def test_a_caller_that_returns_is_expected_when_it_uses_to() -> None:
     assert forecast.after_answers(["a", "stranger"], MOST)[0].seconds == pytest.approx(
         0.002, rel=0.05
     )
-    (later,) = forecast.expected(now + 0.0015, MOST)
-    assert later.seconds == pytest.approx(0.0005, rel=0.2)
+    (later,) = forecast.expected(now + 0.0005, MOST)
+    assert later.seconds == pytest.approx(0.0015, rel=0.1)
+    for waited in (0.0018, 0.003):
+        (soon,) = forecast.expected(now + waited, MOST)
+        assert soon.seconds == 0.001, "any moment: no timer is finer"
     assert forecast.expected(now + 0.01, MOST) == [], "it is late: given up"
 
 

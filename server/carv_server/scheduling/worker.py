@@ -287,7 +287,7 @@ class ReplicaWorker:
     def _end(self, microbatch: _Microbatch, ended: asyncio.Future[MicrobatchResult]) -> None:
         """Nothing is raised here that ``ended`` holds: its trace would hold this frame, and in a
         cycle all that the microbatch was made of."""
-        error = drained() if ended.cancelled() else ended.exception()
+        error = None if ended.cancelled() else ended.exception()
         try:
             if ended.cancelled() or self._abandoned:
                 _fail(microbatch.slices, drained)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from carv_server.sampling.group_sums import DrawLabels, reduce_groups, reduce_works
+from carv_server.sampling.group_layout import DrawLabels
+from carv_server.sampling.group_sums import reduce_groups, reduce_works
 from carv_server.sampling.plan import effective_sample_size
 from carv_server.sampling.reduce import (
     Reduction,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +17,13 @@ import numpy.typing as npt
 import torch
 
 from carv_server.replicas.conditioning_cache import ConditioningCache
+from carv_server.replicas.noise_ahead import NoiseAhead
 from carv_server.replicas.protocol import NonFiniteDraw, Work, WorkResult
 from carv_server.replicas.row_limit import RowLimit
 from carv_server.replicas.staging import Staged, stage
 from carv_server.sampling.finite import all_finite
-from carv_server.sampling.group_sums import DrawLabels, reduce_works
+from carv_server.sampling.group_layout import DrawLabels
+from carv_server.sampling.group_sums import reduce_works
 from carv_server.sampling.noise import draw_noise
 from carv_server.teachers.protocol import Teacher, Tensors
 
@@ -66,11 +67,15 @@ class Forward:
     Args:
         max_rows: rows that the teacher sees at once. A group of draws is never cut over
             microbatches, so one may hold more rows than the budget.
+        ahead: noise that has been made already.
     """
 
-    def __init__(self, teacher: Teacher, max_rows: int | None = None) -> None:
+    def __init__(
+        self, teacher: Teacher, max_rows: int | None = None, ahead: NoiseAhead | None = None
+    ) -> None:
         self.teacher = teacher
         self.limit = RowLimit(max_rows)
+        self._ahead = ahead
         self._cache = ConditioningCache(teacher.device)
         self._on_cuda = teacher.device.type == "cuda"
         self._copies = torch.cuda.Stream(teacher.device) if self._on_cuda else None
@@ -94,15 +99,11 @@ class Forward:
         return self.results(inputs, self.predict(inputs))
 
     @torch.inference_mode()
-    def inputs(self, staged: Staged, helper: Executor | None = None) -> Inputs:
-        """Noise, and z_t and conditioning of every row.
-
-        Args:
-            helper: as for ``draw_noise``.
-        """
+    def inputs(self, staged: Staged) -> Inputs:
+        """Noise, and z_t and conditioning of every row."""
         if staged.ready is not None:
             self._await_transfers(staged)
-        noise = self._noise(staged, helper)
+        noise = self._noise(staged)
         z_t = self._teacher_inputs(staged, noise)
         if self._on_cuda:
             # Its cache is the forward's stream's alone, and gathering there costs one launch.
@@ -151,18 +152,16 @@ class Forward:
         for tensor in (staged.latents, staged.values["row_timesteps"]):
             tensor.record_stream(stream)
 
-    def _noise(self, staged: Staged, helper: Executor | None) -> torch.Tensor | None:
+    def _noise(self, staged: Staged) -> torch.Tensor | None:
         """eps of every draw, float32 [n, *event_shape]; None where no draw has any use for it."""
         description, v = self.teacher.description, staged.values
         if staged.all_noisy or not description.arithmetic:
             return None
-        noise = draw_noise(
-            v["noise_seeds"],
-            v["noise_renders"],
-            v["noise_indices"],
-            description.event_shape,
-            helper,
-        )
+        noise = None if self._ahead is None else self._ahead.take(staged.works)
+        if noise is None:
+            noise = draw_noise(
+                v["noise_seeds"], v["noise_renders"], v["noise_indices"], description.event_shape
+            )
         if staged.shares_noise:
             noise = noise[v["noise"]]
         noise *= _per_draw(v["signs"], noise)

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -50,6 +50,7 @@ __all__ = [
 
 T = TypeVar("T")
 
+_MOST_ORDERED = 4096  # draws of a plan whose order is kept
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
@@ -283,8 +284,15 @@ def planned_order(plan: DrawPlan) -> npt.NDArray[np.int64]:
     """Flat draw indices, renders in order and the draws of a cell next to each other."""
     if plan.draws == 1:
         return np.arange(plan.renders)
-    renders = np.repeat(np.arange(plan.renders), plan.draws)
-    return np.lexsort((plan.groups.reshape(-1), plan.cells.reshape(-1), renders))
+    sort = _order if plan.groups.size <= _MOST_ORDERED else _order.__wrapped__
+    return sort(plan.renders, plan.groups.tobytes(), plan.cells.tobytes())
+
+
+@lru_cache(maxsize=64)  # a run's requests are of one size, and most plans of one size are alike
+def _order(renders: int, groups: bytes, cells: bytes) -> npt.NDArray[np.int64]:
+    by_group, by_cell = (np.frombuffer(each, dtype=np.int64) for each in (groups, cells))
+    render = np.repeat(np.arange(renders), len(by_group) // renders)
+    return np.lexsort((by_group, by_cell, render))
 
 
 def make_work(

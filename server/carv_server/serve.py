@@ -35,6 +35,7 @@ from carv_server.prepare import PreparedTeacher, as_prepared
 from carv_server.replicas.inprocess import InProcessReplica
 from carv_server.replicas.protocol import Encoder, Replica
 from carv_server.replicas.ray_pool import RayPool
+from carv_server.sampling.seeds import Seeds
 from carv_server.scheduler import Scheduler, SchedulerConfig
 from carv_server.service import ServedTeacher, TeacherService
 from carv_server.settings.addresses import is_public
@@ -95,12 +96,15 @@ class RunningServer:
             self._quota,
             clock=time.monotonic,
         )
+        seeds = Seeds(functools.partial(random.Random().getrandbits, 64))
         self._served: dict[str, ServedTeacher] = {}
         self._cold: list[tuple[InProcessReplica, Sequence[int]]] = []
         for teacher_id, given in teachers.items():
             prepared = as_prepared(given, config)
             teacher, budget = prepared.teacher, prepared.evaluation_budget
-            replica = InProcessReplica(teacher, self._device_thread, budget, self._staging_thread)
+            replica = InProcessReplica(
+                teacher, self._device_thread, budget, self._staging_thread, seeds
+            )
             self._cold.append((replica, prepared.warm_sizes))
             limits = replace(config.scheduler, evaluation_budget=budget)
             device = f"{teacher.device.type}:{teacher.device.index or 0}"
@@ -116,7 +120,7 @@ class RunningServer:
             conditionings,
             config.limits,
             config.max_message_bytes,
-            functools.partial(random.Random().getrandbits, 64),
+            seeds.take,
             self._workers,
         )
         self._front = Front(

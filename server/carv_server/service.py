@@ -37,6 +37,7 @@ from carv_server.refine.call import refine_gradient
 from carv_server.replicas.protocol import Conditioning, Encoder
 from carv_server.request import SMALL_BYTES, DrawSpec, RequestLimits
 from carv_server.scheduler import Scheduler
+from carv_server.validation.known import KnownRequests
 from carv_server.validation.latents import check_create_latents
 from carv_server.validation.objective import ObjectiveCache
 from carv_server.validation.profile import check_profile
@@ -321,6 +322,7 @@ class TeacherService:
                 self._resolver(teacher, tenant),
                 lambda handle: teacher.latents.get(handle, tenant),
                 ObjectiveCache(),
+                KnownRequests(),
                 self._new_seed,
             )
             if len(self._contexts) > _MOST_CONTEXTS:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -101,35 +97,16 @@ def test_both_ways_are_one_law(monkeypatch: pytest.MonkeyPatch, shape: tuple[int
 def test_words_by_numpy_are_the_words_by_torch(counters: int) -> None:
     """Bit for bit; the torch ones are held to the known answers above."""
     generator = np.random.default_rng(2)
-    words = generator.integers(0, 2**32, (5, 4), dtype=np.uint64)
-    words[0] = 2**32 - 1
-    keys, indices, renders = words[:, :2], words[:, 2], words[:, 3]
+    drawn_words = generator.integers(0, 2**32, (5, 4), dtype=np.uint64)
+    drawn_words[0] = 2**32 - 1
+    keys, indices, renders = drawn_words[:, :2], drawn_words[:, 2], drawn_words[:, 3]
     i, r, k = (torch.from_numpy(w.astype(np.int64)) for w in (indices, renders, keys))
     counter = (torch.arange(23)[None], i[:, None], r[:, None], torch.tensor([[2]]))
     expected = [w.expand(5, 23) for w in philox4x32(counter, (k[:, :1], k[:, 1:]))]
     seen = np.zeros((5, 23), dtype=int)
     for block in noise_words(indices, renders, keys, 23, 2, counters):
         seen[block.rows, block.columns] += 1
-        for found, whole in zip(block.words, expected, strict=True):
+        words = (block.even[0], block.odd[0], block.even[1], block.odd[1])
+        for found, whole in zip(words, expected, strict=True):
             np.testing.assert_array_equal(found, whole[block.rows, block.columns].numpy())
     assert (seen == 1).all()
-
-
-@pytest.mark.parametrize(("draws", "halved"), [(1, False), (3, True), (4, True)])
-def test_a_helper_makes_half_of_it_and_the_same(
-    draws: int, halved: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    threads: set[int] = set()
-    counted = noise.noise_words
-
-    def watched(*given: Any) -> Any:
-        threads.add(threading.get_ident())
-        return counted(*given)
-
-    monkeypatch.setattr(noise, "noise_words", watched)
-    seeds = torch.arange(2 * draws).reshape(draws, 2)
-    of_draw = torch.arange(draws), torch.arange(draws) + 5
-    with ThreadPoolExecutor(1) as helper:
-        helped = draw_noise(seeds, *of_draw, (4, 64, 64), helper)
-    assert len(threads) == 1 + halved
-    torch.testing.assert_close(helped, draw_noise(seeds, *of_draw, (4, 64, 64)), rtol=0.0, atol=0.0)

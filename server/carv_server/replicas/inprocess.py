@@ -14,8 +14,10 @@ import torch
 from carv_server.replicas.device_streams import DeviceStreams, Launched
 from carv_server.replicas.forward import Forward, Inputs
 from carv_server.replicas.hand_over import hand_over
+from carv_server.replicas.noise_ahead import NoiseAhead
 from carv_server.replicas.protocol import MicrobatchResult, Wanted, Work, WorkResult
 from carv_server.replicas.warmup import warm_up
+from carv_server.sampling.seeds import Seeds
 from carv_server.teachers.protocol import Source, Teacher, TeacherDescription, Tensors
 
 __all__ = ["InProcessReplica"]
@@ -42,8 +44,9 @@ class InProcessReplica:
         executor: a single thread; replicas of teachers on one device share it.
         max_rows: rows that the teacher sees at once.
         staging: threads that prepare the next microbatch, and sum up the last one, while the
-            device computes, and make half the noise of one that is alone; None does so in
-            between.
+            device computes; None does so in between.
+        seeds: what requests without a seed are given: a teacher on the CPU then has noise for the
+            next ones made while it computes; None makes none ahead.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class InProcessReplica:
         executor: ThreadPoolExecutor,
         max_rows: int | None = None,
         staging: ThreadPoolExecutor | None = None,
+        seeds: Seeds | None = None,
     ) -> None:
         self._teacher = teacher
         self._executor = executor
@@ -59,7 +63,10 @@ class InProcessReplica:
         self._on_cuda = teacher.device.type == "cuda"
         self._device_seconds = 0.0
         self._present = 0
-        self._forward = Forward(teacher, max_rows)
+        self._ahead: NoiseAhead | None = None
+        if seeds is not None and teacher.device.type == "cpu" and teacher.description.arithmetic:
+            self._ahead = NoiseAhead(seeds, teacher.description.event_shape)
+        self._forward = Forward(teacher, max_rows, self._ahead)
         self._streams = DeviceStreams(self._forward) if self._on_cuda else None
 
     @property
@@ -92,6 +99,11 @@ class InProcessReplica:
         ended.add_done_callback(self._left)
         return ended
 
+    @property
+    def _is_slow(self) -> bool:
+        """Whether a forward leaves time for something else."""
+        return self._device_seconds >= _WORTH_OVERLAPPING_SECONDS
+
     def _left(self, ended: asyncio.Future[MicrobatchResult]) -> None:
         self._present -= 1
 
@@ -100,7 +112,7 @@ class InProcessReplica:
             if self._streams is not None:
                 return self._launched(self._streams, works, wanted)
             alone = self._present == 1
-            if not alone and self._device_seconds >= _WORTH_OVERLAPPING_SECONDS:
+            if not alone and self._is_slow:
                 return self._overlapped(works, wanted)
         return self._call(lambda: self._whole(works, wanted))
 
@@ -129,7 +141,7 @@ class InProcessReplica:
         start = time.perf_counter()
         predictions = self._forward.predict(inputs)
         seconds = self._device_seconds = time.perf_counter() - start
-        if self._present > 1 and seconds >= _WORTH_OVERLAPPING_SECONDS:
+        if self._present > 1 and self._is_slow:
             return _Predicted(predictions, seconds)
         return MicrobatchResult(self._forward.results(inputs, predictions), seconds)
 
@@ -140,8 +152,11 @@ class InProcessReplica:
         if not kept:
             return MicrobatchResult(results, 0.0)
         forward = self._forward
-        # Nothing else is here, most likely, and so the other threads are free.
-        inputs = forward.inputs(forward.stage([works[index] for index in kept]), self._staging)
+        those = [works[index] for index in kept]
+        inputs = forward.inputs(forward.stage(those))
+        if self._ahead is not None and self._staging is not None and self._is_slow:
+            # Nothing else is here, most likely, and so the other threads are free.
+            self._staging.submit(self._ahead.make, those)
         start = time.perf_counter()
         predictions = forward.predict(inputs)
         if self._on_cuda:  # so far it is only launched

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -105,7 +106,8 @@ def _off(
 
 def _norms(rows: torch.Tensor) -> Float64Array:
     """Squared, of each row."""
-    norms: torch.Tensor = torch.linalg.vector_norm(rows, dim=1)
+    # One pass, without a copy of the squares. torch.linalg has no types.
+    norms = cast("torch.Tensor", torch.linalg.vector_norm(rows, dim=1))  # pyright: ignore[reportUnknownMemberType]
     return norms.square_().cpu().numpy()
 
 

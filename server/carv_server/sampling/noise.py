@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from concurrent.futures import Executor
 
 import numpy as np
 import numpy.typing as npt
@@ -16,17 +15,16 @@ import torch
 
 from carv.noise import DOMAIN_NOISE
 from carv_server.sampling.fused_noise import fused_lanes
-from carv_server.sampling.philox import noise_words, philox4x32
+from carv_server.sampling.philox import WordBlock, noise_words, philox4x32
 
 __all__ = ["draw_noise"]
 
 _log = logging.getLogger(__name__)
 
 _fuses = True  # whether torch can compile kernels, as far as is known
-# Counters at a time on a CPU: six arrays of their words, 8 bytes each, in the second-level cache.
-_COUNTERS = 1 << 13
-# Counters of a half, some 0.1 ms of work; a hand-over between threads costs half of that.
-_WORTH_HALVING = 1 << 12
+# Counters at a time on a CPU: six arrays of their words, 8 bytes each, near the second-level cache,
+# and few enough calls of numpy's, which cost as much as a thousand counters each.
+_COUNTERS = 1 << 14
 _SCALE = 2.0**-24  # words are cut to the 24 bits that float32 holds exactly
 
 
@@ -35,7 +33,6 @@ def draw_noise(
     renders: torch.Tensor,
     indices: torch.Tensor,
     event_shape: Sequence[int],
-    helper: Executor | None = None,
 ) -> torch.Tensor:
     """Standard normal noise for n draws.
 
@@ -44,8 +41,6 @@ def draw_noise(
     Args:
         seeds: int64 [n, 2], low and high word of each draw's seed.
         renders, indices: int64 [n], each in [0, 2^32).
-        helper: makes half of it on a CPU, where that is worth handing over. A thread of its own,
-            or this one waits for itself.
 
     Returns:
         float32 [n, *event_shape] on the device of ``seeds``.
@@ -54,7 +49,7 @@ def draw_noise(
     blocks = -(-size // 4)
     match seeds.device.type:
         case "cpu":
-            lanes = _on_cpu(seeds, renders, indices, blocks, helper)
+            lanes = _on_cpu(seeds, renders, indices, blocks)
         case "cuda":
             lanes = _on_cuda(seeds, renders, indices, blocks)
         case _:
@@ -96,44 +91,29 @@ def _on_device(
 
 
 def _on_cpu(
-    seeds: torch.Tensor,
-    renders: torch.Tensor,
-    indices: torch.Tensor,
-    blocks: int,
-    helper: Executor | None,
+    seeds: torch.Tensor, renders: torch.Tensor, indices: torch.Tensor, blocks: int
 ) -> torch.Tensor:
     lanes = np.empty((len(seeds), blocks, 4), dtype=np.float32)
     keys, i, r = (values.numpy().astype(np.uint64) for values in (seeds, indices, renders))
-
-    def fill(draws: slice) -> None:
-        words = noise_words(i[draws], r[draws], keys[draws], blocks, DOMAIN_NOISE, _COUNTERS)
-        for block in words:
-            _box_muller(block.words, lanes[draws][block.rows, block.columns])
-
-    half = len(lanes) // 2
-    if helper is None or half * blocks < _WORTH_HALVING:
-        fill(slice(None))
-    else:
-        other = helper.submit(fill, slice(0, half))
-        fill(slice(half, None))
-        other.result()
+    for block in noise_words(i, r, keys, blocks, DOMAIN_NOISE, _COUNTERS):
+        _box_muller(block, lanes[block.rows, block.columns])
     return torch.from_numpy(lanes)
 
 
-def _box_muller(words: Sequence[npt.NDArray[np.uint64]], out: npt.NDArray[np.float32]) -> None:
-    """Four normals [n, blocks, 4] from four words [n, blocks], which are overwritten: words 0 and
-    2 give radii, 1 and 3 angles. The steps of ``carv.noise``, in place."""
-    for pair in range(2):
-        radius, angle = (_top_bits(words[2 * pair + i]) for i in range(2))
-        radius += np.float32(1.0)
-        radius *= np.float32(_SCALE)
-        np.log(radius, out=radius)
-        radius *= np.float32(-2.0)
-        np.sqrt(radius, out=radius)
-        angle *= np.float32(_SCALE)
-        angle *= np.float32(2.0 * math.pi)
-        np.multiply(radius, np.cos(angle), out=out[..., 2 * pair])
-        np.multiply(radius, np.sin(angle, out=angle), out=out[..., 2 * pair + 1])
+def _box_muller(block: WordBlock, out: npt.NDArray[np.float32]) -> None:
+    """Four normals [n, blocks, 4] from the words of n x blocks counters, which are overwritten:
+    words 0 and 2 give radii, 1 and 3 angles. The steps of ``carv.noise``, in place."""
+    radius, angle = _top_bits(block.even), _top_bits(block.odd)
+    radius += np.float32(1.0)
+    radius *= np.float32(_SCALE)
+    np.log(radius, out=radius)
+    radius *= np.float32(-2.0)
+    np.sqrt(radius, out=radius)
+    angle *= np.float32(_SCALE)
+    angle *= np.float32(2.0 * math.pi)
+    pairs = np.moveaxis(out.reshape(*out.shape[:2], 2, 2), 2, 0)
+    np.multiply(radius, np.cos(angle), out=pairs[..., 0])
+    np.multiply(radius, np.sin(angle, out=angle), out=pairs[..., 1])
 
 
 def _top_bits(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:

@@ -61,13 +61,14 @@ class WordBlock:
     """Output words of the counters of some draws (rows) and blocks of their events (columns).
 
     Attributes:
-        words: uint64 [4, rows, columns], below 2^32; the receiver's to overwrite, until it asks
-            for the next block.
+        even, odd: uint64 [2, rows, columns], below 2^32: words 0 and 2, and words 1 and 3; the
+            receiver's to overwrite, until it asks for the next block.
     """
 
     rows: slice
     columns: slice
-    words: tuple[UInt64Array, UInt64Array, UInt64Array, UInt64Array]
+    even: UInt64Array
+    odd: UInt64Array
 
 
 def noise_words(
@@ -135,4 +136,4 @@ def noise_words(
                 product &= low
                 # The odd words are spent once their round has mixed them in.
                 odd, product = swapped, odd
-            yield WordBlock(rows, columns, (even[0], odd[0], even[1], odd[1]))
+            yield WordBlock(rows, columns, even, odd)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from carv.v1 import teacher_service_pb2 as pb
+from carv_server.replicas.protocol import Branch
 from carv_server.request import DrawSpec, EstimateRequest, PredictRequest
 from carv_server.sampling.plan import DrawPlan
 from carv_server.validation.checks import FLOAT32_MAX, Violations
 from carv_server.validation.draws import check_explicit_draws, check_sampling, check_weighting
+from carv_server.validation.known import Known, key_of
 from carv_server.validation.subject import (
     Handles,
     RequestContext,
@@ -26,6 +28,45 @@ _DRAW_TABLE_BYTES = 8 + 8 + 4 + 4 + 4 + 4
 def check_estimate(message: pb.EstimateGradientRequest, context: RequestContext) -> EstimateRequest:
     """Raises RequestError: INVALID_FIELD with all violations, then LATENTS_NOT_FOUND or
     CONDITIONING_NOT_FOUND, then MESSAGE_TOO_LARGE."""
+    key = key_of(message)
+    known = None if key is None else context.known.get(key)
+    checked = None if known is None else _like(known, message, context)
+    if checked is None:
+        checked = _checked_in_full(message, context)
+        if key is not None:
+            context.known.put(key, message, checked)
+    return checked
+
+
+def _like(
+    known: Known, message: pb.EstimateGradientRequest, context: RequestContext
+) -> EstimateRequest | None:
+    """A request that has all but latents and seed of one that was sound; None where it is not
+    sound itself, or of other latents."""
+    violations, handles = Violations(), Handles(context)
+    latents = checked_latents(message, message.WhichOneof("subject"), handles, context, violations)
+    if latents is None or len(latents) != known.renders:
+        return None
+    branches: list[Branch] = []
+    for named in known.handles:
+        found = [each for handle in named if (each := context.resolve(handle)) is not None]
+        if len(found) < len(named):
+            return None
+        branches.append(Branch(found))
+    return EstimateRequest(
+        latents=latents,
+        reference_latents=None,
+        branches=branches,
+        objective=known.objective,
+        draws=known.draws,
+        seed=_seed(message, context),
+        return_draws=message.return_draws,
+    )
+
+
+def _checked_in_full(
+    message: pb.EstimateGradientRequest, context: RequestContext
+) -> EstimateRequest:
     violations = Violations()
     limits = context.limits
     timesteps = len(context.teacher.schedule)
@@ -75,7 +116,7 @@ def check_estimate(message: pb.EstimateGradientRequest, context: RequestContext)
         branches=branches,
         objective=objective,
         draws=draws,
-        seed=message.seed if message.HasField("seed") else context.new_seed(),
+        seed=_seed(message, context),
         return_draws=message.return_draws,
     )
 
@@ -112,5 +153,10 @@ def check_predict(message: pb.PredictNoiseRequest, context: RequestContext) -> P
     handles.raise_if_gone()
     assert latents is not None and plan is not None
     check_reply(latents.size * plan.draws * _FLOAT32_BYTES, context)
-    seed = message.seed if message.HasField("seed") else context.new_seed()
-    return PredictRequest(latents, noisy, branch, plan, seed)
+    return PredictRequest(latents, noisy, branch, plan, _seed(message, context))
+
+
+def _seed(
+    message: pb.EstimateGradientRequest | pb.PredictNoiseRequest, context: RequestContext
+) -> int:
+    return message.seed if message.HasField("seed") else context.new_seed()

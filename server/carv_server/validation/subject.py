@@ -15,6 +15,7 @@ from carv_server.sampling.objective import ObjectiveTables
 from carv_server.scheduling.terms import MAX_PRIORITY, MIN_PRIORITY
 from carv_server.teachers.protocol import TeacherDescription
 from carv_server.validation.checks import Float32Array, Violations, check_latents
+from carv_server.validation.known import KnownRequests
 from carv_server.validation.objective import ObjectiveCache
 
 __all__ = [
@@ -42,7 +43,7 @@ class RequestContext:
     Attributes:
         resolve: handle to conditioning of this teacher, or None.
         resolve_latents: handle to float32 [R, *event_shape] kept for this teacher, or None.
-        objectives: of this teacher.
+        objectives, known: of this teacher.
         new_seed: a seed for requests that give none.
         max_message_bytes: bound on the reply.
     """
@@ -53,6 +54,7 @@ class RequestContext:
     resolve: Callable[[str], Conditioning | None]
     resolve_latents: Callable[[str], Float32Array | None]
     objectives: ObjectiveCache
+    known: KnownRequests
     new_seed: Callable[[], int]
 
 

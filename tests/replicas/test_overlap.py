@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from carv_server.replicas.device_streams import DeviceStreams, Launched
-from carv_server.replicas.forward import Forward, Inputs, evaluate
+from carv_server.replicas.forward import Forward, Inputs, NoiseTerms, evaluate
 from carv_server.replicas.inprocess import InProcessReplica
 from carv_server.replicas.protocol import Conditioning, MicrobatchResult, Work, WorkResult
 from carv_server.teachers.protocol import Tensors, Unconditional
@@ -135,9 +135,11 @@ def test_sums_are_launched_once_their_forward_is_over(monkeypatch: pytest.Monkey
     log: list[str] = []
 
     class Noted(Forward):
-        def results(self, inputs: Inputs, predictions: torch.Tensor) -> list[WorkResult]:
+        def results(
+            self, inputs: Inputs, predictions: torch.Tensor, terms: NoiseTerms | None = None
+        ) -> list[WorkResult]:
             log.append("sums")
-            return super().results(inputs, predictions)
+            return super().results(inputs, predictions, terms)
 
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)  # as on no device at all
     teacher = SimulatedTeacher((4, 8, 8), DeviceTiming(0.0, 0.0))

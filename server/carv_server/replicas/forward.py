@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from carv_server.sampling.group_sums import reduce_works
 from carv_server.sampling.noise import draw_noise
 from carv_server.teachers.protocol import Teacher, Tensors
 
-__all__ = ["Forward", "Inputs", "evaluate"]
+__all__ = ["Forward", "Inputs", "NoiseTerms", "evaluate"]
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -40,6 +41,13 @@ def evaluate(
 ) -> list[WorkResult]:
     """As ``Forward.evaluate``, of one microbatch alone."""
     return Forward(teacher, max_rows).evaluate(works)
+
+
+class NoiseTerms(NamedTuple):
+    """What sums need of the noise alone: d eps, float32 [n, *event_shape], and ||eps||^2, [n]."""
+
+    residual: torch.Tensor
+    squares: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -129,10 +137,23 @@ class Forward:
         return self.limit.run(forward, len(z))
 
     @torch.inference_mode()
-    def results(self, inputs: Inputs, predictions: torch.Tensor) -> list[WorkResult]:
-        """Sums, in the order in which the works were given."""
+    def noise_terms(self, inputs: Inputs) -> NoiseTerms | None:
+        """What of the sums can be made before there are predictions."""
+        if inputs.noise is None or all(work.keep_predictions for work in inputs.staged.works):
+            return None
+        return _noise_terms(inputs.staged, inputs.noise)
+
+    @torch.inference_mode()
+    def results(
+        self, inputs: Inputs, predictions: torch.Tensor, terms: NoiseTerms | None = None
+    ) -> list[WorkResult]:
+        """Sums, in the order in which the works were given.
+
+        Args:
+            terms: of these inputs, where they have been made; used up.
+        """
         staged = inputs.staged
-        results = self._reduce(staged, inputs.noise, predictions)
+        results = self._reduce(staged, inputs.noise, predictions, terms)
         in_order: list[WorkResult] = [WorkResult()] * len(results)
         for position, result in zip(staged.positions, results, strict=True):
             in_order[position] = result
@@ -162,9 +183,13 @@ class Forward:
             noise = draw_noise(
                 v["noise_seeds"], v["noise_renders"], v["noise_indices"], description.event_shape
             )
+        signs = _per_draw(v["signs"], noise)
+        if staged.shares_noise and staged.noise_block:
+            own = signs.reshape(-1, staged.noise_block, *signs.shape[1:])
+            return (noise.unsqueeze(1) * own).flatten(0, 1)
         if staged.shares_noise:
             noise = noise[v["noise"]]
-        noise *= _per_draw(v["signs"], noise)
+        noise *= signs
         return noise
 
     def _teacher_inputs(self, staged: Staged, noise: torch.Tensor | None) -> torch.Tensor:
@@ -190,7 +215,11 @@ class Forward:
         return z
 
     def _reduce(
-        self, staged: Staged, noise: torch.Tensor | None, predictions: torch.Tensor
+        self,
+        staged: Staged,
+        noise: torch.Tensor | None,
+        predictions: torch.Tensor,
+        terms: NoiseTerms | None,
     ) -> list[WorkResult]:
         """By work, in the order of their draws."""
         works, bounds = staged.works, staged.bounds
@@ -204,7 +233,9 @@ class Forward:
             if noise is None:
                 values, scalars = _nothing(staged, slices[reduced - 1].stop)
             else:
-                values, scalars = _integrand(staged, noise, predictions, slices[reduced - 1].stop)
+                terms = terms or _noise_terms(staged, noise)
+                draws = slices[reduced - 1].stop
+                values, scalars = _integrand(staged, noise, terms, predictions, draws)
             results = _sums(staged, values, scalars, slices[:reduced])
         if any(work.keep_predictions for work in works):
             # The first branch's rows are the draws. One copy to the host, whatever the works.
@@ -231,14 +262,22 @@ def _nothing(staged: Staged, draws: int) -> tuple[torch.Tensor, Float64Array]:
     return staged.latents.new_zeros(draws, *staged.latents.shape[1:]), scalars
 
 
+def _noise_terms(staged: Staged, noise: torch.Tensor) -> NoiseTerms:
+    coefficients = _per_draw(staged.values["noise_coefficients"], noise)
+    return NoiseTerms(coefficients * noise, (noise * noise).flatten(1).sum(1))
+
+
 def _integrand(
-    staged: Staged, noise: torch.Tensor, predictions: torch.Tensor, draws: int
+    staged: Staged,
+    noise: torch.Tensor,
+    terms: NoiseTerms,
+    predictions: torch.Tensor,
+    draws: int,
 ) -> tuple[torch.Tensor, Float64Array]:
     """The weighted integrand of the first draws, float32 [draws, *event_shape], and their
     residuals' scalars."""
     v = staged.values
-    noise = noise[:draws]
-    residual = _per_draw(v["noise_coefficients"][:draws], noise) * noise
+    noise, residual = noise[:draws], terms.residual[:draws]
     start = 0
     for count in staged.draws_with:
         rows = slice(start, start + min(count, draws))
@@ -246,7 +285,7 @@ def _integrand(
         coefficients = _per_draw(v["branch_coefficients"][rows], prediction)
         residual[: len(prediction)].addcmul_(coefficients, prediction)
         start += count
-    scalars = _residual_scalars(residual, noise)
+    scalars = _residual_scalars(residual, noise, terms.squares[:draws])
     values = residual
     if staged.has_control:
         control = _per_draw(v["control_coefficients"][:draws], noise)
@@ -271,17 +310,20 @@ def _sums(
     ]
 
 
-def _residual_scalars(residual: torch.Tensor, noise: torch.Tensor) -> Float64Array:
+def _residual_scalars(
+    residual: torch.Tensor, noise: torch.Tensor, noise_squares: torch.Tensor
+) -> Float64Array:
     """||h||^2, <h, eps> and ||eps||^2 of each draw, float64 [n, 3]. Summed pairwise in
     float32, which is accurate to 1e-7 of the norms; in float64 where that overflows."""
     h, eps = residual.flatten(1), noise.flatten(1)
 
-    def products(h: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-        return torch.stack([(h * h).sum(1), (h * eps).sum(1), (eps * eps).sum(1)], dim=1).cpu()
+    def products(h: torch.Tensor, eps: torch.Tensor) -> Float64Array:
+        found = [(h * h).sum(1), (h * eps).sum(1), noise_squares]
+        return torch.stack(found, dim=1).cpu().double().numpy()
 
-    scalars = products(h, eps).double().numpy()
+    scalars = products(h, eps)
     if not np.isfinite(scalars).all():
-        scalars = products(h.double(), eps.double()).numpy()
+        scalars = products(h.double(), eps.double())
     return scalars
 
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import torch
 
 from carv_server.replicas.device_streams import DeviceStreams, Launched
-from carv_server.replicas.forward import Forward, Inputs
+from carv_server.replicas.forward import Forward, Inputs, NoiseTerms
 from carv_server.replicas.hand_over import hand_over
 from carv_server.replicas.noise_ahead import NoiseAhead
 from carv_server.replicas.protocol import MicrobatchResult, Wanted, Work, WorkResult
@@ -154,15 +154,18 @@ class InProcessReplica:
         forward = self._forward
         those = [works[index] for index in kept]
         inputs = forward.inputs(forward.stage(those))
-        if self._ahead is not None and self._staging is not None and self._is_slow:
+        terms: Future[NoiseTerms | None] | None = None
+        if self._staging is not None and self._is_slow and not self._on_cuda:
             # Nothing else is here, most likely, and so the other threads are free.
-            self._staging.submit(self._ahead.make, those)
+            terms = self._staging.submit(forward.noise_terms, inputs)
+            if self._ahead is not None:
+                self._staging.submit(self._ahead.make, those)
         start = time.perf_counter()
         predictions = forward.predict(inputs)
         if self._on_cuda:  # so far it is only launched
             torch.cuda.current_stream(self._teacher.device).synchronize()
         seconds = self._device_seconds = time.perf_counter() - start
-        found = forward.results(inputs, predictions)
+        found = forward.results(inputs, predictions, None if terms is None else terms.result())
         for index, result in zip(kept, found, strict=True):
             results[index] = result
         return MicrobatchResult(results, seconds)

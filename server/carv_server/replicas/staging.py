@@ -58,6 +58,7 @@ class Staged:
         conditionings: the distinct ones.
         shares_noise, shares_latents: whether draws have eps or latents in common; else the i-th
             draw has the i-th.
+        noise_block: draws of each eps, where these are neighbours and equally many; 0 elsewhere.
         all_noisy: whether every work's latents are z_t, so that no eps is used.
         has_references, has_control: whether any row is at a reference; whether any control
             coefficient is not zero.
@@ -73,6 +74,7 @@ class Staged:
     values: Values
     conditionings: Sequence[Conditioning]
     shares_noise: bool
+    noise_block: int
     shares_latents: bool
     all_noisy: bool
     has_references: bool
@@ -113,7 +115,7 @@ def stage(
     arrays["row_timesteps"] = np.concatenate([t[:count] for count in draws_with])
     renders = joined(lambda work: work.renders)
     renders_of = [renders[a:b] for a, b in pairwise(bounds)]
-    shares_noise = False
+    shares_noise, noise_block = False, 1
     all_noisy = all(work.latents_are_noisy for work in ordered)
     if not all_noisy:
         arrays["alpha"], arrays["sigma"] = (table[t] for table in _tables(schedule))
@@ -124,6 +126,7 @@ def stage(
         arrays["signs"] = joined(lambda work: work.signs)
         noise = _noise_tables(ordered, sizes, renders, indices)
         shares_noise = len(noise["noise_renders"]) < draws
+        noise_block = _block(noise["noise"].tolist()) if shares_noise else 1
         arrays |= noise
     scales = joined(lambda work: work.scales)
     control = joined(lambda work: work.control_coefficients)
@@ -159,11 +162,12 @@ def stage(
         values=values,
         conditionings=conditionings,
         shares_noise=shares_noise,
+        noise_block=noise_block,
         # Rows of references are in the table too: its length alone says nothing.
-        shares_latents=arrays["latents"].tolist() != list(range(len(staged_latents))),
+        shares_latents=arrays["latents"].tolist() != list(range(latents.rows)),
         all_noisy=all_noisy,
         has_references=has_references,
-        has_control=bool(control.any()),
+        has_control=any(control.tolist()),
         scales=scales,
         control_coefficients=control,
         ready=ready,
@@ -206,18 +210,27 @@ def _noise_tables(
     }
 
 
+def _block(of_draw: Sequence[int]) -> int:
+    block = of_draw.count(0)
+    whole = len(of_draw) % block == 0
+    return block if whole and all(slot == i // block for i, slot in enumerate(of_draw)) else 0
+
+
 class _LatentTable:
-    """The renders in use, each work's own: ``pieces`` to be joined, and the draws' indices."""
+    """The renders in use, each work's own: ``pieces`` to be joined, of ``rows`` together, and the
+    draws' indices."""
 
     def __init__(self, works: Sequence[Work], renders_of: Sequence[Int64Array]) -> None:
         self.pieces: list[Float32Array] = []
-        self._rows = 0
+        self.rows = 0
         of_draw: list[Int64Array] = []
         references: list[tuple[Int64Array, Int64Array]] = []
         start = 0
         for work, renders in zip(works, renders_of, strict=True):
             used, inverse = renders, _FIRST
-            if len(renders) > 1:
+            if len(work.latents) == 1:
+                used, inverse = _FIRST, np.zeros_like(renders)
+            elif len(renders) > 1:
                 used, inverse = np.unique(renders, return_inverse=True)
             of_draw.append(self._add(work.latents, used) + inverse)
             start += len(inverse)
@@ -232,8 +245,8 @@ class _LatentTable:
     def _add(self, latents: Float32Array, used: Int64Array) -> int:
         """Index of the first of the used renders."""
         self.pieces.append(latents if len(used) == len(latents) else latents[used])
-        self._rows += len(used)
-        return self._rows - len(used)
+        self.rows += len(used)
+        return self.rows - len(used)
 
 
 def _row_sources(

@@ -45,7 +45,8 @@ class Admission:
         """Around a request of so many bytes, from its arrival until it is answered."""
         return _Counted(self, size)
 
-    def _count(self, requests: int, size: int) -> None:
+    def count(self, requests: int, size: int) -> None:
+        """So many requests of so many bytes more; see ``counted``."""
         self._requests += requests
         self._bytes += size
         if self._requests == 0:
@@ -126,7 +127,7 @@ class _Counted:
         self._size = size
 
     def __enter__(self) -> None:
-        self._admission._count(1, self._size)
+        self._admission.count(1, self._size)
 
     def __exit__(self, *raised: object) -> None:
-        self._admission._count(-1, -self._size)
+        self._admission.count(-1, -self._size)

@@ -85,6 +85,7 @@ class Forward:
         self.limit = RowLimit(max_rows)
         self._ahead = ahead
         self._cache = ConditioningCache(teacher.device)
+        self._zero = torch.zeros((), device=teacher.device)
         self._on_cuda = teacher.device.type == "cuda"
         self._copies = torch.cuda.Stream(teacher.device) if self._on_cuda else None
 
@@ -99,7 +100,10 @@ class Forward:
     def stage(self, works: Sequence[Work]) -> Staged:
         """Lay out a microbatch and send it to the device."""
         teacher = self.teacher
-        return stage(works, teacher.description.schedule, teacher.device, self._copies)
+        description = teacher.description
+        return stage(
+            works, description.schedule, teacher.device, self._copies, description.arithmetic
+        )
 
     def compute(self, staged: Staged) -> list[WorkResult]:
         """Results in the order in which the works were given."""
@@ -163,6 +167,8 @@ class Forward:
         """Of every row, [m, *row shape] by name."""
         table = self._cache.table(staged.conditionings)
         slots = staged.values["row_conditionings"]
+        if len(slots) == 1:
+            return table
         return {name: rows[slots] for name, rows in table.items()}
 
     def _await_transfers(self, staged: Staged) -> None:
@@ -176,7 +182,7 @@ class Forward:
     def _noise(self, staged: Staged) -> torch.Tensor | None:
         """eps of every draw, float32 [n, *event_shape]; None where no draw has any use for it."""
         description, v = self.teacher.description, staged.values
-        if staged.all_noisy or not description.arithmetic:
+        if staged.all_noisy:
             return None
         noise = None if self._ahead is None else self._ahead.take(staged.works)
         if noise is None:
@@ -197,7 +203,7 @@ class Forward:
         v = staged.values
         if not self.teacher.description.arithmetic:
             rows = len(v["row_timesteps"])
-            return staged.latents.new_zeros(()).expand(rows, *staged.latents.shape[1:])
+            return self._zero.expand(rows, *staged.latents.shape[1:])
         x = staged.latents
         # One render for all draws is broadcast.
         if staged.shares_latents and (len(x) > 1 or noise is None):
@@ -231,7 +237,7 @@ class Forward:
         results: list[WorkResult] = []
         if reduced:
             if noise is None:
-                values, scalars = _nothing(staged, slices[reduced - 1].stop)
+                values, scalars = self._nothing(staged, slices[reduced - 1].stop)
             else:
                 terms = terms or _noise_terms(staged, noise)
                 draws = slices[reduced - 1].stop
@@ -246,20 +252,19 @@ class Forward:
                     results[i : i + 1] = [_kept(work, kept[slices[i]], finite)]
         return results
 
+    def _nothing(self, staged: Staged, draws: int) -> tuple[torch.Tensor, Float64Array]:
+        """As ``_integrand``, of a teacher without arithmetic: zeros. Residuals are of unit norm,
+        so that histories go on learning as they do from any teacher."""
+        scalars = np.ones((draws, 3))
+        scalars[:, 1] = 0.0
+        return self._zero.expand(draws, *staged.latents.shape[1:]), scalars
+
 
 def _kept(work: Work, predictions: Float32Array, finite: bool) -> WorkResult:
     """``finite``: whether all of the microbatch's are; false says nothing of this work's own."""
     failure = None if finite else _first_failure(work, torch.from_numpy(predictions))
     # A view would keep the whole microbatch alive for as long as its work's request.
     return failure or WorkResult(predictions=predictions.copy())
-
-
-def _nothing(staged: Staged, draws: int) -> tuple[torch.Tensor, Float64Array]:
-    """As ``_integrand``, of a teacher without arithmetic: zeros. Residuals are of unit norm, so
-    that histories go on learning as they do from any teacher."""
-    scalars = np.zeros((draws, 3))
-    scalars[:, ::2] = 1.0
-    return staged.latents.new_zeros(draws, *staged.latents.shape[1:]), scalars
 
 
 def _noise_terms(staged: Staged, noise: torch.Tensor) -> NoiseTerms:

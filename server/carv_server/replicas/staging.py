@@ -59,7 +59,7 @@ class Staged:
         shares_noise, shares_latents: whether draws have eps or latents in common; else the i-th
             draw has the i-th.
         noise_block: draws of each eps, where these are neighbours and equally many; 0 elsewhere.
-        all_noisy: whether every work's latents are z_t, so that no eps is used.
+        all_noisy: whether every work's latents are z_t, or nothing is made of them: no eps is used.
         has_references, has_control: whether any row is at a reference; whether any control
             coefficient is not zero.
         scales, control_coefficients: float32 [n], on the host too.
@@ -89,12 +89,14 @@ def stage(
     schedule: Schedule,
     device: torch.device,
     stream: torch.cuda.Stream | None = None,
+    arithmetic: bool = True,
 ) -> Staged:
     """Lay out and send a microbatch.
 
     Args:
         stream: what the transfers go over, beside the computation on the device; None sends them
             ahead of it.
+        arithmetic: as in ``TeacherDescription``.
     """
     positions = sorted(range(len(works)), key=lambda i: -len(works[i].branches))
     ordered = [works[i] for i in positions]
@@ -116,7 +118,7 @@ def stage(
     renders = joined(lambda work: work.renders)
     renders_of = [renders[a:b] for a, b in pairwise(bounds)]
     shares_noise, noise_block = False, 1
-    all_noisy = all(work.latents_are_noisy for work in ordered)
+    all_noisy = not arithmetic or all(work.latents_are_noisy for work in ordered)
     if not all_noisy:
         arrays["alpha"], arrays["sigma"] = (table[t] for table in _tables(schedule))
         for work, (a, b) in zip(ordered, pairwise(bounds), strict=True):
@@ -130,7 +132,7 @@ def stage(
         arrays |= noise
     scales = joined(lambda work: work.scales)
     control = joined(lambda work: work.control_coefficients)
-    if not all(work.keep_predictions for work in ordered):
+    if arithmetic and not all(work.keep_predictions for work in ordered):
         arrays["scales"], arrays["control_coefficients"] = scales, control
         arrays["noise_coefficients"] = joined(lambda work: work.noise_coefficients)
         arrays["branch_coefficients"] = _joined(

@@ -286,15 +286,20 @@ def planned_order(plan: DrawPlan) -> npt.NDArray[np.int64]:
     """Flat draw indices, renders in order and the draws of a cell next to each other."""
     if plan.draws == 1:
         return np.arange(plan.renders)
-    sort = _order if plan.groups.size <= _MOST_ORDERED else _order.__wrapped__
+    sort = _kept_order if plan.groups.size <= _MOST_ORDERED else _order
     return sort(plan.renders, plan.groups.tobytes(), plan.cells.tobytes())
 
 
-@lru_cache(maxsize=64)  # a run's requests are of one size, and most plans of one size are alike
 def _order(renders: int, groups: bytes, cells: bytes) -> npt.NDArray[np.int64]:
     by_group, by_cell = (np.frombuffer(each, dtype=np.int64) for each in (groups, cells))
     render = np.repeat(np.arange(renders), len(by_group) // renders)
-    return np.lexsort((by_group, by_cell, render))
+    order = np.lexsort((by_group, by_cell, render))
+    order.flags.writeable = False
+    return order
+
+
+# A run's requests are of one size, and most plans of one size are alike.
+_kept_order = lru_cache(maxsize=64)(_order)
 
 
 def make_work(

@@ -142,6 +142,25 @@ def test_every_small_shape_and_mix_equals_the_plain_formula() -> None:
             assert_equal(work, result, plain_forward(teacher, work), 1e-6)
 
 
+def test_rows_cut_from_a_request_find_their_own_conditioning() -> None:
+    """One by one, as at the end of a microbatch. Broken by a lone row that takes the first one."""
+    teacher = oracle_teacher()
+    conditionings = conditionings_of(teacher, [Classes((0, 1, 2))])
+    whole = make(teacher, conditionings, 4, renders=3, draws=2)
+    forward = Forward(teacher)
+    for row in range(6):
+        rows = slice(row, row + 1)
+        by_draw = ("renders", "timesteps", "noise_indices", "groups", "cells", "signs", "scales")
+        by_draw += ("noise_coefficients", "control_coefficients")
+        work = replace(
+            whole,
+            branch_coefficients=whole.branch_coefficients[:, rows],
+            **{name: getattr(whole, name)[rows] for name in by_draw},
+        )
+        (result,) = forward.evaluate([work])
+        assert_equal(work, result, plain_forward(teacher, work), 1e-6)
+
+
 def test_spreads_and_twins_of_a_mixed_microbatch_are_each_works_own() -> None:
     teacher = oracle_teacher()
     conditionings = conditionings_of(teacher, [Classes((0, 1))])
@@ -181,6 +200,14 @@ def test_means_do_not_keep_the_microbatch_alive() -> None:
         assert result.reduction is not None
         (moments,) = result.reduction.moments.values()
         assert moments.mean.untyped_storage().nbytes() == moments.mean.element_size() * size
+    company = [works[0], make(teacher, conditionings, 16, draws=9, keep=True)]
+    (mean,) = (m.mean for m in _reduction(evaluate(teacher, company)[0]).moments.values())
+    assert mean.untyped_storage().nbytes() == mean.element_size() * size
+
+
+def _reduction(result: WorkResult) -> Reduction:
+    assert result.reduction is not None
+    return result.reduction
 
 
 class SpoilsAt(Wrapped):

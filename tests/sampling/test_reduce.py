@@ -86,6 +86,25 @@ def test_collapsed_strata_are_the_squared_differences_of_neighbours() -> None:
     np.testing.assert_allclose(variance, differences / 8**2, rtol=1e-9)
 
 
+@pytest.mark.parametrize("groups", [[0, 0, 1, 1, 2, 2, 3, 3], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
+def test_spreads_keep_their_digits_between_strata_that_are_far_apart(groups: list[int]) -> None:
+    """Pairs, and cells of three."""
+    cells = np.array(groups) // (2 if len(groups) == 8 else 3)
+    generator = torch.Generator().manual_seed(5)
+    values = 1e7 * torch.arange(9.0)[cells] + torch.randint(
+        -4, 5, (6, len(cells)), generator=generator
+    )
+    labels = np.array(groups)
+    reduction = reduce_groups(values.T.contiguous(), np.zeros_like(labels), labels, cells)
+    flat = values.T.double().numpy()
+    expected = 0.0
+    for cell in set(cells.tolist()):
+        names = sorted(set(labels[cells == cell].tolist()))
+        sums = np.stack([flat[labels == name].sum(axis=0) for name in names])
+        expected += len(names) * sums.var(axis=0, ddof=1).sum()
+    assert reduction.spreads == pytest.approx({0: expected}, rel=1e-9)
+
+
 def test_three_groups_in_a_cell_count_their_sample_variance_three_times() -> None:
     values, renders, labels = random_draws(1, [0, 1, 2])
     _, variance = estimates([reduce_groups(values, renders, labels, np.zeros_like(labels))], 0, 3)

@@ -44,7 +44,8 @@ def evaluate(
 
 
 class NoiseTerms(NamedTuple):
-    """What sums need of the noise alone: d eps, float32 [n, *event_shape], and ||eps||^2, [n]."""
+    """What sums need of the noise alone, for the draws that are summed: d eps, float32
+    [n, *event_shape], and ||eps||^2, [n]."""
 
     residual: torch.Tensor
     squares: torch.Tensor
@@ -143,9 +144,10 @@ class Forward:
     @torch.inference_mode()
     def noise_terms(self, inputs: Inputs) -> NoiseTerms | None:
         """What of the sums can be made before there are predictions."""
-        if inputs.noise is None or all(work.keep_predictions for work in inputs.staged.works):
+        draws = _summed_draws(inputs.staged)
+        if inputs.noise is None or draws == 0:
             return None
-        return _noise_terms(inputs.staged, inputs.noise)
+        return _noise_terms(inputs.staged, inputs.noise[:draws])
 
     @torch.inference_mode()
     def results(
@@ -167,8 +169,8 @@ class Forward:
         """Of every row, [m, *row shape] by name."""
         table = self._cache.table(staged.conditionings)
         slots = staged.values["row_conditionings"]
-        if len(slots) == 1:
-            return table
+        if len(slots) == len(staged.conditionings) == 1:
+            return {name: rows.clone() for name, rows in table.items()}
         return {name: rows[slots] for name, rows in table.items()}
 
     def _await_transfers(self, staged: Staged) -> None:
@@ -230,19 +232,16 @@ class Forward:
         """By work, in the order of their draws."""
         works, bounds = staged.works, staged.bounds
         slices = [slice(a, b) for a, b in itertools.pairwise(bounds)]
-        # Works that keep their predictions need no sums, where they come last.
-        reduced = max(
-            (i + 1 for i, work in enumerate(works) if not work.keep_predictions), default=0
-        )
+        draws = _summed_draws(staged)
         results: list[WorkResult] = []
-        if reduced:
+        if draws:
             if noise is None:
-                values, scalars = self._nothing(staged, slices[reduced - 1].stop)
+                values, scalars = self._nothing(staged, draws)
             else:
+                noise = noise[:draws]
                 terms = terms or _noise_terms(staged, noise)
-                draws = slices[reduced - 1].stop
-                values, scalars = _integrand(staged, noise, terms, predictions, draws)
-            results = _sums(staged, values, scalars, slices[:reduced])
+                values, scalars = _integrand(staged, noise, terms, predictions)
+            results = _sums(staged, values, scalars, slices[: bounds.index(draws)])
         if any(work.keep_predictions for work in works):
             # The first branch's rows are the draws. One copy to the host, whatever the works.
             kept = predictions[: bounds[-1]].to("cpu").numpy()
@@ -267,8 +266,17 @@ def _kept(work: Work, predictions: Float32Array, finite: bool) -> WorkResult:
     return failure or WorkResult(predictions=predictions.copy())
 
 
+def _summed_draws(staged: Staged) -> int:
+    """How many of the first draws are summed: works that keep their predictions need no sums,
+    where they come last."""
+    works = staged.works
+    last = max((i for i, work in enumerate(works) if not work.keep_predictions), default=-1)
+    return staged.bounds[last + 1]
+
+
 def _noise_terms(staged: Staged, noise: torch.Tensor) -> NoiseTerms:
-    coefficients = _per_draw(staged.values["noise_coefficients"], noise)
+    """Of the first draws."""
+    coefficients = _per_draw(staged.values["noise_coefficients"][: len(noise)], noise)
     return NoiseTerms(coefficients * noise, (noise * noise).flatten(1).sum(1))
 
 
@@ -277,12 +285,11 @@ def _integrand(
     noise: torch.Tensor,
     terms: NoiseTerms,
     predictions: torch.Tensor,
-    draws: int,
 ) -> tuple[torch.Tensor, Float64Array]:
-    """The weighted integrand of the first draws, float32 [draws, *event_shape], and their
-    residuals' scalars."""
-    v = staged.values
-    noise, residual = noise[:draws], terms.residual[:draws]
+    """The weighted integrand of the draws with this noise, the first ones, float32
+    [draws, *event_shape], and their residuals' scalars."""
+    v, draws = staged.values, len(noise)
+    residual = terms.residual
     start = 0
     for count in staged.draws_with:
         rows = slice(start, start + min(count, draws))
@@ -290,7 +297,7 @@ def _integrand(
         coefficients = _per_draw(v["branch_coefficients"][rows], prediction)
         residual[: len(prediction)].addcmul_(coefficients, prediction)
         start += count
-    scalars = _residual_scalars(residual, noise, terms.squares[:draws])
+    scalars = _residual_scalars(residual, noise, terms.squares)
     values = residual
     if staged.has_control:
         control = _per_draw(v["control_coefficients"][:draws], noise)

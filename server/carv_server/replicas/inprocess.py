@@ -44,7 +44,7 @@ class InProcessReplica:
         executor: a single thread; replicas of teachers on one device share it.
         max_rows: rows that the teacher sees at once.
         staging: threads that prepare the next microbatch, and sum up the last one, while the
-            device computes; None does so in between.
+            device computes, or begin on the sums of one that is alone; None does so in between.
         seeds: what requests without a seed are given: a teacher on the CPU then has noise for the
             next ones made while it computes; None makes none ahead.
     """
@@ -155,7 +155,7 @@ class InProcessReplica:
         those = [works[index] for index in kept]
         inputs = forward.inputs(forward.stage(those))
         terms: Future[NoiseTerms | None] | None = None
-        if self._staging is not None and self._is_slow and not self._on_cuda:
+        if self._staging is not None and self._is_slow:
             # Nothing else is here, most likely, and so the other threads are free.
             terms = self._staging.submit(forward.noise_terms, inputs)
             if self._ahead is not None:
@@ -165,6 +165,8 @@ class InProcessReplica:
         if self._on_cuda:  # so far it is only launched
             torch.cuda.current_stream(self._teacher.device).synchronize()
         seconds = self._device_seconds = time.perf_counter() - start
+        if terms is not None and terms.cancel():  # the other threads were busy after all
+            terms = None
         found = forward.results(inputs, predictions, None if terms is None else terms.result())
         for index, result in zip(kept, found, strict=True):
             results[index] = result

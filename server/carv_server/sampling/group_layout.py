@@ -19,6 +19,8 @@ __all__ = ["Cells", "DrawLabels", "Layout", "Runs", "Twins", "layout_of"]
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
+_MOST_DRAWS = 4096  # of a layout that is kept
+
 _Key = tuple[bytes, bytes, bytes, bytes | None]
 
 
@@ -74,8 +76,7 @@ class Cells:
         weights: c_j of ``estimate_from_moments`` within the cell; NaN for a cell of one group.
         runs: into cells.
         draws: by cell.
-        are_alike: whether these are all groups, all cells have equally many, neighbours and of
-            equal size.
+        are_pairs: whether every group is one of two neighbours of equal size that make a cell.
     """
 
     chosen: Int64Array
@@ -85,7 +86,7 @@ class Cells:
     owners: Int64Array
     runs: Runs
     draws: Int64Array
-    are_alike: bool
+    are_pairs: bool
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class Layout:
 
 def layout_of(works: Sequence[DrawLabels]) -> Layout:
     """The layout of works whose draws are one after another."""
-    return _layout(tuple([_key(work) for work in works]))
+    make = _layout if sum(len(work.renders) for work in works) <= _MOST_DRAWS else _made
+    return make(tuple([_key(work) for work in works]))
 
 
 def _key(work: DrawLabels) -> _Key:
@@ -137,8 +139,7 @@ def _labels(key: _Key) -> DrawLabels:
     return DrawLabels(renders, groups, cells, streams)
 
 
-@lru_cache(maxsize=64)
-def _layout(keys: tuple[_Key, ...]) -> Layout:
+def _made(keys: tuple[_Key, ...]) -> Layout:
     works = [_labels(key) for key in keys]
     work_of_draw = np.repeat(np.arange(len(works)), [len(work.renders) for work in works])
     owner_of_draw = np.concatenate([work.owners for work in works])
@@ -163,6 +164,9 @@ def _layout(keys: tuple[_Key, ...]) -> Layout:
         ),
         twins=_twins(np.flatnonzero(streamed[group_works]), group_works, owners),
     )
+
+
+_layout = lru_cache(maxsize=64)(_made)
 
 
 def _runs(of: Int64Array, count: int) -> Runs:
@@ -195,8 +199,8 @@ def _cells(
         by_size = group_weights(Counter(sizes_of_cell), int(draws[each]))
         weights[members] = [by_size[n] for n in sizes_of_cell]
     runs = _runs(cell, len(first))
-    are_alike = len(chosen) == len(sizes) and runs.block > 1 and not len(mixed)
-    return Cells(chosen, size, weights, works[chosen], owners[chosen], runs, draws, are_alike)
+    are_pairs = len(chosen) == len(sizes) and runs.block == 2 and not len(mixed)
+    return Cells(chosen, size, weights, works[chosen], owners[chosen], runs, draws, are_pairs)
 
 
 def _twins(chosen: Int64Array, works: Int64Array, owners: Int64Array) -> Twins | None:

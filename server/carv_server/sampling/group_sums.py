@@ -47,16 +47,12 @@ def reduce_works(values: torch.Tensor, works: Sequence[DrawLabels]) -> list[Redu
     layout = layout_of(works)
     # A draw that is a group of its own has nothing to be added to: float32 is exact.
     sums = flat if layout.groups.block == 1 else _added(flat, layout.groups)
-    means, off, squares = sums, None, None
+    means, deviations = sums, np.zeros(len(layout.counts))
     if layout.kinds.block != 1:
         means = _added(sums, layout.kinds) / _on(sums, layout.counts).unsqueeze(1)
-        off = _off(sums, means, layout.kinds)
-        squares = _norms(off)
-    deviations = np.zeros(len(layout.counts))
-    if squares is not None:
-        deviations = np.bincount(layout.kinds.of, squares)
+        deviations = np.bincount(layout.kinds.of, _norms(_off(sums, means, layout.kinds)))
     host_means = means.cpu()
-    spreads = _spreads(sums, off, squares, layout, len(works))
+    spreads = _spreads(sums, layout, len(works))
     twins = _twins(sums, layout, len(works))
 
     reductions: list[Reduction] = []
@@ -111,31 +107,18 @@ def _norms(rows: torch.Tensor) -> Float64Array:
     return norms.square_().cpu().numpy()
 
 
-def _spreads(
-    sums: torch.Tensor,
-    off: torch.Tensor | None,
-    squares: Float64Array | None,
-    layout: Layout,
-    works: int,
-) -> list[dict[int, float]]:
+def _spreads(sums: torch.Tensor, layout: Layout, works: int) -> list[dict[int, float]]:
     """By work and owner, sum over cells of sum_j c_j ||S_j - n_j mean||^2, c_j as in
     ``estimate_from_moments`` within the cell; from the groups of works whose cells hold more
-    than one group.
-
-    Args:
-        off, squares: S_j less the mean of its kind, and ||.||^2 of that, where there are any.
-    """
+    than one group."""
     cells = layout.cells
     if cells is None:
         return [{} for _ in range(works)]
-    if cells.are_alike and off is not None and squares is not None:
-        # Around any centre c of the cell: sum_j ||S_j - mean||^2 is
-        # sum_j ||S_j - c||^2 - ||sum_j (S_j - c)||^2 / m.
-        block = cells.runs.block
-        within = squares.reshape(-1, block).sum(axis=1)
-        within -= _norms(_added(off, cells.runs)) / block
-        terms = cells.weights[::block] * within
-        return _by_owner(terms, cells.works[::block], cells.owners[::block], works)
+    if cells.are_pairs:
+        # sum_j ||S_j - mean||^2 = ||S_1 - S_2||^2 / 2, and c_j = 2.
+        first, second = sums.view(cells.runs.count, 2, -1).unbind(1)
+        found = _norms(first.double() - second)
+        return _by_owner(found, cells.works[::2], cells.owners[::2], works)
     if len(cells.chosen) < len(sums):
         sums = sums[_on(sums, cells.chosen)]
     means = _added(sums, cells.runs) / _on(sums, cells.draws).unsqueeze(1)

@@ -26,7 +26,6 @@ from carv_server.sampling.timesteps import TimestepSampler, place_points
 
 __all__ = [
     "ESTIMATE_STREAMS",
-    "NOISE_INDICES_OF_A_STREAM",
     "PROFILE_STREAMS",
     "REFINE_STREAMS",
     "ControlVariate",
@@ -51,9 +50,6 @@ REFINE_STREAMS = range(3136)
 first ones with an estimate of its seed: the history keeps both from learning of each other."""
 PROFILE_STREAMS = range(4032, 4096)
 """A profile, by bin: it may be recorded under a seed of which nothing else was drawn."""
-
-NOISE_INDICES_OF_A_STREAM = 1 << 20
-"""Stream s of ``plan_draws`` has the noise indices from s times this on."""
 
 _CONTROL_GAIN = 0.05
 """Least share of the second moment that the control variate must remove to be on by default."""
@@ -238,7 +234,7 @@ def plan_draws(
 ) -> DrawPlan:
     """Place K draws for each of R renders; a pure function of its arguments. Streams share
     no draw: noise indices of stream s start at s 2^20, and s is below 2^12."""
-    first = stream * NOISE_INDICES_OF_A_STREAM
+    first = stream << 20
     points = place_points(resolved.sampler, renders, draws, seed, stream)
     if renders * draws == 1:
         return _one_draw(resolved, objective, points.item(), first)

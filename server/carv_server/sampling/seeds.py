@@ -25,7 +25,7 @@ class Seeds:
         self._lock = threading.Lock()
 
     def take(self) -> int:
-        """A seed that nobody has."""
+        """A seed that no request has."""
         with self._lock:
             seed = self._next.popleft() if self._next else self._draw()
             self._issued[seed] = None

@@ -148,8 +148,7 @@ class Teacher(Protocol):
         Args:
             z_t: float32 [n, *event_shape] on the device.
             timesteps: int64 [n] on the device, indices of the schedule's grid.
-            conditioning: each tensor [n, *row shape] on the device. To be read only: later
-                forwards may be given the same.
+            conditioning: each tensor [n, *row shape] on the device.
         """
         ...
 

@@ -37,8 +37,8 @@ class Known:
 
 
 class KnownRequests:
-    """The sound ones that a teacher's requests were last, as far as they are small. Safe to use
-    from several threads."""
+    """The last sound requests to a teacher, where their keys are small. Safe to use from several
+    threads."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[Key, Known] = OrderedDict()

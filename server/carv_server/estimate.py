@@ -50,11 +50,10 @@ __all__ = [
 
 T = TypeVar("T")
 
-_NO_SPREAD = np.full(1, math.nan)  # of one render's one draw
-_NO_SPREAD.flags.writeable = False
-_MOST_ORDERED = 4096  # draws of a plan whose order is kept
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
+
+_MOST_ORDERED = 4096  # draws of a plan whose order is kept
 
 
 class VarianceEstimator(Enum):
@@ -390,8 +389,7 @@ def reduce_moments(
         means = {render: m.mean.numpy() for (render, _), m in reduction.moments.items()}
         rows = [means[render] for render in range(plan.renders)]
         gradient = rows[0] if len(rows) == 1 else np.stack(rows)
-        variance = _NO_SPREAD if len(rows) == 1 else np.full(len(rows), math.nan)
-        return gradient.astype(np.float32, copy=False).reshape(shape), variance
+        return gradient.astype(np.float32, copy=False).reshape(shape), np.full(len(rows), math.nan)
     gradient = np.empty((plan.renders, math.prod(shape[1:])), dtype=np.float32)
     variance = np.empty(plan.renders)
     by_render: list[dict[int, Moments]] = [{} for _ in range(plan.renders)]

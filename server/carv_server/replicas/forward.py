@@ -169,7 +169,7 @@ class Forward:
         """Of every row, [m, *row shape] by name."""
         table = self._cache.table(staged.conditionings)
         slots = staged.values["row_conditionings"]
-        if len(slots) == len(staged.conditionings) == 1:
+        if len(slots) == len(staged.conditionings) == 1:  # nothing to gather
             return {name: rows.clone() for name, rows in table.items()}
         return {name: rows[slots] for name, rows in table.items()}
 

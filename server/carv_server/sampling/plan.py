@@ -234,11 +234,10 @@ def plan_draws(
 ) -> DrawPlan:
     """Place K draws for each of R renders; a pure function of its arguments. Streams share
     no draw: noise indices of stream s start at s 2^20, and s is below 2^12."""
-    first = stream << 20
     points = place_points(resolved.sampler, renders, draws, seed, stream)
     if renders * draws == 1:
-        return _one_draw(resolved, objective, points.item(), first)
-    return plan_at_points(resolved, objective, points, first_noise_index=first)
+        return _one_draw(resolved, objective, points.item(), stream << 20)
+    return plan_at_points(resolved, objective, points, first_noise_index=stream << 20)
 
 
 def plan_at_points(

@@ -6,7 +6,12 @@ from carv.v1 import teacher_service_pb2 as pb
 from carv_server.request import ProfileRequest
 from carv_server.sampling.proposals import weight_table
 from carv_server.validation.checks import Violations
-from carv_server.validation.subject import RequestContext, check_evaluations, check_subject
+from carv_server.validation.subject import (
+    RequestContext,
+    check_evaluations,
+    check_subject,
+    seed_of,
+)
 
 __all__ = ["check_profile"]
 
@@ -45,7 +50,7 @@ def check_profile(message: pb.ProfileTeacherRequest, context: RequestContext) ->
         objective=objective,
         bins=bins,
         draws_per_bin=draws,
-        seed=message.seed if message.HasField("seed") else context.new_seed(),
+        seed=seed_of(message, context),
         history=message.history,
         warm=message.warm,
     )

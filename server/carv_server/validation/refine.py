@@ -8,7 +8,7 @@ from carv.v1 import teacher_service_pb2 as pb
 from carv_server.request import RefineRequest
 from carv_server.validation.checks import Violations
 from carv_server.validation.draws import check_choices, check_weighting
-from carv_server.validation.subject import RequestContext, check_reply, check_subject
+from carv_server.validation.subject import RequestContext, check_reply, check_subject, seed_of
 
 __all__ = ["check_refine"]
 
@@ -75,7 +75,7 @@ def check_refine(message: pb.RefineGradientRequest, context: RequestContext) -> 
         objective=objective,
         sampling=sampling,
         history=history,
-        seed=message.seed if message.HasField("seed") else context.new_seed(),
+        seed=seed_of(message, context),
         target=target,
         max_draws=message.max_draws or most,
         max_seconds=seconds or None,

@@ -17,6 +17,7 @@ from carv_server.validation.subject import (
     check_reply,
     check_subject,
     checked_latents,
+    seed_of,
 )
 
 __all__ = ["check_estimate", "check_predict"]
@@ -59,7 +60,7 @@ def _like(
         branches=branches,
         objective=known.objective,
         draws=known.draws,
-        seed=_seed(message, context),
+        seed=seed_of(message, context),
         return_draws=message.return_draws,
     )
 
@@ -116,7 +117,7 @@ def _checked_in_full(
         branches=branches,
         objective=objective,
         draws=draws,
-        seed=_seed(message, context),
+        seed=seed_of(message, context),
         return_draws=message.return_draws,
     )
 
@@ -153,10 +154,4 @@ def check_predict(message: pb.PredictNoiseRequest, context: RequestContext) -> P
     handles.raise_if_gone()
     assert latents is not None and plan is not None
     check_reply(latents.size * plan.draws * _FLOAT32_BYTES, context)
-    return PredictRequest(latents, noisy, branch, plan, _seed(message, context))
-
-
-def _seed(
-    message: pb.EstimateGradientRequest | pb.PredictNoiseRequest, context: RequestContext
-) -> int:
-    return message.seed if message.HasField("seed") else context.new_seed()
+    return PredictRequest(latents, noisy, branch, plan, seed_of(message, context))

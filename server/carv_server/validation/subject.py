@@ -28,6 +28,7 @@ __all__ = [
     "check_reply",
     "check_subject",
     "checked_latents",
+    "seed_of",
 ]
 
 _REPLY_OVERHEAD_BYTES = 64 * 1024
@@ -208,6 +209,11 @@ def _reference(
             f"{list(reference.shape)}; the latents are {list(latents.shape)}",
         )
     return reference
+
+
+def seed_of(message: SubjectMessage | pb.PredictNoiseRequest, context: RequestContext) -> int:
+    """The request's own, or a fresh one."""
+    return message.seed if message.HasField("seed") else context.new_seed()
 
 
 def check_evaluations(

@@ -35,6 +35,7 @@ import torch
 from carv_client import AsyncTeacherClient, CarvError
 from carv_client import Conditioning as Handle
 from carv_server.replicas.inprocess import InProcessReplica
+from carv_server.replicas.preparation import Preparation
 from carv_server.replicas.protocol import Branch, Conditioning, Replica, Work
 from carv_server.replicas.ray_cluster import open_cluster
 from carv_server.replicas.ray_config import RayConfig
@@ -137,7 +138,8 @@ async def crossing(folder: Path, calls: int) -> dict[str, tuple[float, float]]:
     config = RayConfig(cpus_per_replica=0.25)
     registration = TeacherRegistration("simulated", folder)
     cluster = open_cluster(config, teachers=1)
-    pool = RayPool(cluster, WorkerSettings(registration, "cpu", "float32", 1, BUDGET), config)
+    settings = WorkerSettings(registration, "cpu", "float32", 1, Preparation(BUDGET))
+    pool = RayPool(cluster, settings, config)
     teacher = load_simulated(folder)
     torch.set_num_threads(1)  # as the worker has; idle ones of a second would spin on its core
     found: dict[str, tuple[float, float]] = {}

@@ -22,6 +22,8 @@ __all__ = ["server_config"]
 _MIB = 1 << 20
 # Where TLS is on: certificates are looked at only when a connection is made.
 _TLS_AGE_MINUTES = 30.0
+# Of a Ray replica; compiling takes a CUDA device a minute for each batch size.
+_START_SECONDS, _COMPILED_START_SECONDS = 600.0, 3600.0
 
 
 def server_config(settings: Settings) -> ServerConfig:
@@ -101,7 +103,14 @@ def _ray(settings: Settings) -> RayConfig:
         scale=ScalePolicy(min_replicas=least, max_replicas=most),
         gpus_per_replica=cast("float | None", settings.values["ray.gpus_per_replica"]),
         cpus_per_replica=settings.number("ray.cpus_per_replica"),
+        start_seconds=_start_seconds(settings),
     )
+
+
+def _start_seconds(settings: Settings) -> float:
+    if settings.values["ray.start_seconds"] is not None:
+        return settings.number("ray.start_seconds")
+    return _COMPILED_START_SECONDS if settings.flag("server.compile") else _START_SECONDS
 
 
 def _tls(settings: Settings) -> TlsConfig | None:

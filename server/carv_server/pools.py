@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 
 from carv_server.config import ServerConfig
+from carv_server.prepare import preparation
 from carv_server.replicas.ray_cluster import open_cluster
 from carv_server.replicas.ray_pool import RayPool
 from carv_server.replicas.ray_replica import WorkerSettings
@@ -22,14 +23,11 @@ def ray_pools(config: ServerConfig) -> Iterator[dict[str, RayPool]]:
 
     Raises:
         ClusterError: Ray is not installed, or the cluster cannot be had.
-        ValueError: an id is registered twice, the device is not Ray's to choose from, or what is
-            asked of the forward is not to be had there.
+        ValueError: an id is registered twice, or the device is not Ray's to choose from.
     """
     assert config.ray is not None
     if config.device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device {config.device}: Ray chooses the GPU; say auto, cpu or cuda")
-    if config.compile or config.cuda_graphs:
-        raise ValueError("--compile and --cuda-graphs are for --replicas in-process")
     ids = [registration.id for registration in config.teachers]
     for teacher_id in ids:
         if ids.count(teacher_id) > 1:
@@ -44,7 +42,7 @@ def ray_pools(config: ServerConfig) -> Iterator[dict[str, RayPool]]:
                     device=config.device,
                     dtype=registration.dtype or config.dtype,
                     threads=config.torch_threads or max(1, int(config.ray.cpus_per_replica)),
-                    max_rows=None if config.tune else config.scheduler.evaluation_budget,
+                    preparation=preparation(config),
                     warm_up=config.warm_up,
                 ),
                 config.ray,

@@ -31,8 +31,9 @@ from carv_server.listeners import Listeners, channel_options
 from carv_server.observability.observability import Observability
 from carv_server.observability.watched import Quota
 from carv_server.pools import start_pools, waiting_seconds
-from carv_server.prepare import PreparedTeacher, as_prepared
+from carv_server.prepare import as_prepared
 from carv_server.replicas.inprocess import InProcessReplica
+from carv_server.replicas.preparation import PreparedTeacher
 from carv_server.replicas.protocol import Encoder, Replica
 from carv_server.replicas.ray_pool import RayPool
 from carv_server.sampling.seeds import Seeds

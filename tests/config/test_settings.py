@@ -190,7 +190,6 @@ TENANT = f'[[tenants]]\nid = "t"\ntoken_sha256 = ["{DIGITS}"]\n'
         ('[server]\npublic_without_credentials = "yes"', f'must say "{PUBLIC_WORDS}"'),
         ('[server]\naddress = "127.0.0.1:1"\nhealth_address = "127.0.0.1:1"', "is that of"),
         ("[ray]\nmin_replicas = 3\nmax_replicas = 2", "must be min_replicas or more"),
-        ('[server]\nreplicas = "ray"\ncompile = true', 'is for replicas = "in-process"'),
         (f"{TENANT}{TENANT}", "tenant id 't' is there twice"),
         ('[[tenants]]\nid = "other"\n', "tenants[0].id: 'other' stands for callers without"),
         (TENANT + TENANT.replace('"t"', '"u"'), "one of them is that of tenant 't' too"),

@@ -13,7 +13,7 @@ import pytest
 
 from carv_server.config import ServerConfig
 from carv_server.observability.http import HttpServer, ListenError, Reply
-from carv_server.prepare import PreparedTeacher
+from carv_server.replicas.preparation import PreparedTeacher
 from carv_server.serve import RunningServer
 from carv_server.settings.observability import MetricsConfig
 from tests.observability.support import fetch, watched

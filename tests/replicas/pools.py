@@ -19,6 +19,7 @@ from carv.v1 import conditioning_pb2, sampling_pb2
 from carv.v1 import teacher_service_pb2 as pb
 from carv_server.config import ServerConfig
 from carv_server.replicas.autoscale import ScalePolicy
+from carv_server.replicas.preparation import Preparation
 from carv_server.replicas.ray_cluster import RayCluster
 from carv_server.replicas.ray_config import RayConfig
 from carv_server.replicas.ray_pool import RayPool
@@ -63,9 +64,8 @@ def pool_of(
     sha256: Mapping[str, str] = MappingProxyType({}),
 ) -> RayPool:
     registration = TeacherRegistration("teacher", folder, sha256=sha256)
-    return RayPool(
-        cluster, WorkerSettings(registration, "cpu", "float32", 1, budget, warm_up=False), config
-    )
+    settings = WorkerSettings(registration, "cpu", "float32", 1, Preparation(budget), warm_up=False)
+    return RayPool(cluster, settings, config)
 
 
 async def until(condition: Callable[[], bool], what: str, seconds: float = _SECONDS) -> None:

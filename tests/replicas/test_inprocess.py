@@ -11,8 +11,8 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from carv_server.config import ServerConfig
-from carv_server.prepare import PreparedTeacher
 from carv_server.replicas.forward import Forward
+from carv_server.replicas.preparation import PreparedTeacher
 from carv_server.replicas.probe import probe_conditionings, probe_work
 from carv_server.replicas.warmup import warm_up
 from carv_server.serve import RunningServer

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,26 +14,46 @@ import torch
 from carv_server.replicas import ray_worker
 from carv_server.replicas.forward import evaluate
 from carv_server.replicas.inprocess import InProcessReplica
-from carv_server.replicas.protocol import Branch
-from carv_server.replicas.ray_worker import Worker
+from carv_server.replicas.protocol import Branch, WorkResult
+from carv_server.replicas.ray_worker import LoadPacket, Worker
 from carv_server.replicas.wire import pack_works, unpack_results
 from carv_server.replicas.wire_teacher import pack_source, pack_tensors, unpack_description
 from carv_server.teachers.analytic import load_analytic
+from carv_server.teachers.compiling import missing_compiler
 from carv_server.teachers.hashes import weight_digests
-from carv_server.teachers.protocol import Classes, Prompts
+from carv_server.teachers.protocol import Classes, Prompts, Unconditional
+from tests.replicas.test_forward import assert_equal, conditionings_of
 from tests.replicas.wire_works import conditioning, make
+from tests.replicas.works import make as make_for
 from tests.server.teachers import FaultyTeacher
 from tests.support.oracle import write_oracle_folder
+from tests.support.plain_forward import plain_forward
+from tests.teachers.folders import write_stable_diffusion
+from tests.teachers.loading import load
 
 
 async def _loaded(
     folder: Path, device: str = "cpu", sha256: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[Worker, dict[str, Any]]:
     worker = Worker()
-    reply = await worker.load(
-        "mixture", str(folder), None, device, "float32", 1, 64, True, dict(sha256)
+    return worker, await worker.load(_packet(folder, device=device, sha256=dict(sha256)))
+
+
+def _packet(folder: Path, **changes: Any) -> LoadPacket:
+    packet = LoadPacket(
+        teacher="mixture",
+        folder=str(folder),
+        null_class=None,
+        sha256={},
+        device="cpu",
+        dtype="float32",
+        threads=1,
+        evaluation_budget=64,
+        compile=False,
+        cuda_graphs=False,
+        warm_up=True,
     )
-    return worker, reply
+    return cast(LoadPacket, packet | changes)
 
 
 def _sent(*labels: int) -> dict[str, Any]:
@@ -115,6 +135,64 @@ def test_a_source_that_does_not_fit_crosses_with_all_its_faults(tmp_path: Path) 
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     _, reply = asyncio.run(_loaded(write_oracle_folder(tmp_path), "cuda"))
     assert "cuda" in reply["refused"]
+
+
+def test_graphs_without_a_cuda_device_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    reply = asyncio.run(Worker().load(_packet(tmp_path / "nothing", cuda_graphs=True)))
+    assert "--cuda-graphs needs a CUDA device; this teacher goes to cpu" in reply["refused"]
+
+
+def test_what_compiling_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks with: a worker that is not told to compile."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    folder = write_stable_diffusion(tmp_path, 1)
+    reply = asyncio.run(Worker().load(_packet(folder, compile=True)))
+    assert "--compile needs a C++ compiler" in reply["refused"]
+
+
+def test_a_budget_that_is_not_stated_is_measured_and_its_sizes_run_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: a worker that warms up sizes of its own choice."""
+    warmed: list[Sequence[int]] = []
+
+    async def note(_: InProcessReplica, sizes: Sequence[int]) -> None:
+        warmed.append(sizes)
+
+    monkeypatch.setattr(InProcessReplica, "warm_up", note)
+    packet = _packet(write_oracle_folder(tmp_path), evaluation_budget=None)
+    reply = asyncio.run(Worker().load(packet))
+    assert reply["evaluation_budget"] in {2**i for i in range(10)}
+    assert warmed == [(1, reply["evaluation_budget"])]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing_compiler(torch.device("cpu")) is not None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
+def test_a_worker_that_compiles_gives_the_same_gradient(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_stable_diffusion(tmp_path, 1)
+    plain = load(folder)
+    compiled: list[Any] = []
+    by_torch = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net: compiled.append(net) or by_torch(net))
+    conditionings = conditionings_of(plain, [Prompts(("a red cube", "b")), Unconditional()])
+    work = make_for(plain, conditionings, 1, draws=4)
+    packed = pack_works([work])
+    sent = {handle: pack_tensors(c.tensors) for handle, c in packed.conditionings.items()}
+
+    async def scenario() -> WorkResult | None:
+        worker = Worker()
+        loaded = await worker.load(_packet(folder, compile=True, evaluation_budget=4))
+        assert "refused" not in loaded
+        reply = await worker.run(packed.packet, sent, *packed.latents)
+        return unpack_results(reply["result"]).results[0]
+
+    found = asyncio.run(scenario())
+    assert found is not None and len(compiled) == 1
+    assert_equal(work, found, plain_forward(plain, work), 1e-4)
 
 
 def test_a_folder_that_cannot_be_served_is_refused(tmp_path: Path) -> None:

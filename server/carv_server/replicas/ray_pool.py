@@ -80,9 +80,10 @@ class RayPool:
 
     @property
     def evaluation_budget(self) -> int:
-        """Rows of a microbatch: as set, or as the first replica measured."""
-        assert self._settings.max_rows is not None, "not started"
-        return self._settings.max_rows
+        """As set, or as the first replica measured."""
+        budget = self._settings.preparation.evaluation_budget
+        assert budget is not None, "not started"
+        return budget
 
     @property
     def warm(self) -> Sequence[RayReplica]:
@@ -178,7 +179,10 @@ class RayPool:
         if self._description is None:
             self._description, self._device = replica.description, replica.device
             # Later ones need not measure again, and all get microbatches of one size.
-            self._settings = replace(self._settings, max_rows=replica.max_rows)
+            measured = replace(
+                self._settings.preparation, evaluation_budget=replica.evaluation_budget
+            )
+            self._settings = replace(self._settings, preparation=measured)
         elif replica.description.digest != self._description.digest:
             raise ReplicaStartError(
                 f"teacher {self._settings.registration.id}: a replica loaded other weights "

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from carv_server.replicas.preparation import Preparation
 from carv_server.replicas.protocol import (
     MicrobatchResult,
     ReplicaLost,
@@ -22,6 +23,7 @@ from carv_server.replicas.protocol import (
 from carv_server.replicas.ray_cluster import RayCluster
 from carv_server.replicas.ray_config import RayConfig
 from carv_server.replicas.ray_latents import SharedLatents
+from carv_server.replicas.ray_worker import LoadPacket
 from carv_server.replicas.wire import pack_works, unpack_results
 from carv_server.replicas.wire_teacher import (
     pack_source,
@@ -48,7 +50,7 @@ class WorkerSettings:
         device: "auto", "cpu" or "cuda": which of several GPUs is Ray's choice.
         dtype: torch's name, or "auto".
         threads: of a forward on a CPU.
-        max_rows: rows that the teacher sees at once; None: as measured there.
+        preparation: an evaluation budget that is not stated is measured there.
         warm_up: run forwards of the batch sizes in use before it is ready.
     """
 
@@ -56,7 +58,7 @@ class WorkerSettings:
     device: str
     dtype: str
     threads: int
-    max_rows: int | None
+    preparation: Preparation
     warm_up: bool = True
 
 
@@ -95,7 +97,7 @@ class RayReplica:
         self._busy_since = 0.0
         self._busy_seconds = 0.0
         self.pid = 0
-        self.max_rows = 0
+        self.evaluation_budget = 0
 
     async def start(self) -> None:
         """Wait for a place in the cluster and for the teacher to be loaded.
@@ -104,32 +106,22 @@ class RayReplica:
             ReplicaStartError: the teacher cannot be loaded there, or time is up.
             ReplicaLost: the process ended.
         """
-        settings, registration = self._settings, self._settings.registration
+        registration = self._settings.registration
         reply = await self._call(
-            self._actor.load,
-            self._config.start_seconds,
-            registration.id,
-            str(registration.folder.absolute()),
-            registration.null_class,
-            settings.device,
-            settings.dtype,
-            settings.threads,
-            settings.max_rows,
-            settings.warm_up,
-            dict(registration.sha256),
+            self._actor.load, self._config.start_seconds, _load_packet(self._settings)
         )
         if "refused" in reply:
             raise ReplicaStartError(f"teacher {registration.id}: {reply['refused']}")
         self._description = unpack_description(reply["description"])
         self._device, self.pid = reply["device"], reply["pid"]
-        self.max_rows = int(reply["max_rows"])
+        self.evaluation_budget = int(reply["evaluation_budget"])
         _log.info(
             "teacher %s: process %d on %s has loaded it, microbatches of %d evaluations, digest "
             "%s, %.1f s",
             registration.id,
             self.pid,
             self._device,
-            self.max_rows,
+            self.evaluation_budget,
             self._description.digest[:12],
             reply["seconds"],
         )
@@ -262,6 +254,23 @@ class RayReplica:
             self._busy_seconds += now - self._busy_since
         self._busy_since = now
         self._running += change
+
+
+def _load_packet(settings: WorkerSettings) -> LoadPacket:
+    registration, preparation = settings.registration, settings.preparation
+    return LoadPacket(
+        teacher=registration.id,
+        folder=str(registration.folder.absolute()),
+        null_class=registration.null_class,
+        sha256=dict(registration.sha256),
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+        evaluation_budget=preparation.evaluation_budget,
+        compile=preparation.compile,
+        cuda_graphs=preparation.cuda_graphs,
+        warm_up=settings.warm_up,
+    )
 
 
 def _look_at(answer: asyncio.Future[Any]) -> None:

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,8 @@ import torch
 from carv_server.host import keep_freed_memory, settle_heap
 from carv_server.replicas.inprocess import InProcessReplica
 from carv_server.replicas.loading import load_in
+from carv_server.replicas.preparation import Preparation, PreparedTeacher, prepare
 from carv_server.replicas.protocol import Conditioning
-from carv_server.replicas.tuning import tune_rows
 from carv_server.replicas.wire import WorkPacket, pack_results, unpack_works
 from carv_server.replicas.wire_teacher import (
     PlainTensors,
@@ -34,12 +34,36 @@ from carv_server.replicas.wire_teacher import (
 from carv_server.teachers.protocol import SourceError
 from carv_server.teachers.registry import TeacherRegistration
 
-__all__ = ["Worker"]
+__all__ = ["LoadPacket", "Worker"]
 
 # Conditionings kept; the front sends again what is no longer here.
 _MAX_CONDITIONINGS = 1024
 
 Reply = dict[str, Any]
+
+
+class LoadPacket(TypedDict):
+    """A registration, and what a worker makes of it.
+
+    Attributes:
+        null_class, sha256: as ``TeacherRegistration``; the folder is the worker's machine's.
+        device: "auto", "cpu" or "cuda".
+        threads: of a forward on a CPU.
+        evaluation_budget, compile, cuda_graphs: as ``Preparation``.
+        warm_up: run forwards of the batch sizes in use.
+    """
+
+    teacher: str
+    folder: str
+    null_class: int | None
+    sha256: Mapping[str, str]
+    device: str
+    dtype: str
+    threads: int
+    evaluation_budget: int | None
+    compile: bool
+    cuda_graphs: bool
+    warm_up: bool
 
 
 class Worker:
@@ -67,51 +91,35 @@ class Worker:
         """This process's id: proof that it still schedules."""
         return os.getpid()
 
-    async def load(
-        self,
-        teacher_id: str,
-        folder: str,
-        null_class: int | None,
-        device: str,
-        dtype: str,
-        threads: int,
-        max_rows: int | None,
-        warm_up: bool,
-        sha256: Mapping[str, str],
-    ) -> Reply:
-        """Load the teacher and run it once; ``{"description", "device", "pid", "max_rows",
-        "seconds"}``, or ``{"refused"}``: why the folder cannot be served or the device is not
-        there. Without ``max_rows`` they are measured.
-
-        Args:
-            sha256: as ``TeacherRegistration``: what this machine's copy of the weights must be.
-        """
+    async def load(self, packet: LoadPacket) -> Reply:
+        """Load the teacher and run it once; ``{"description", "device", "pid",
+        "evaluation_budget", "seconds"}``, or ``{"refused"}``: why the folder cannot be served, or
+        what the device lacks."""
         started = time.perf_counter()
-        registration = TeacherRegistration(teacher_id, Path(folder), null_class, sha256=sha256)
         name = "cuda" if torch.cuda.is_available() else "cpu"
-        where = torch.device(name if device == "auto" else device)
-        if where.type == "cuda" and not torch.cuda.is_available():
+        device = torch.device(name if packet["device"] == "auto" else packet["device"])
+        if device.type == "cuda" and not torch.cuda.is_available():
             return {"refused": f"device {device}: the worker's torch sees no CUDA device"}
-        torch.set_num_threads(threads)
+        torch.set_num_threads(packet["threads"])
         keep_freed_memory()
         try:
             run = asyncio.get_running_loop().run_in_executor
-            teacher = await run(self._thread, load_in, registration, where, dtype)
-            if max_rows is None:
-                max_rows = (await run(self._thread, tune_rows, teacher)).rows
-            replica = InProcessReplica(teacher, self._thread, max_rows, self._staging)
-            if warm_up:
-                await replica.warm_up([1, max_rows])
+            prepared = await run(self._thread, _prepared, packet, device)
+            replica = InProcessReplica(
+                prepared.teacher, self._thread, prepared.evaluation_budget, self._staging
+            )
+            if packet["warm_up"]:
+                await replica.warm_up(prepared.warm_sizes)
         except Exception as error:  # noqa: BLE001 - crosses as text, whatever it is
             return {"refused": f"{type(error).__name__}: {error}"}
         self._replica = replica
         if self._own_process:
             settle_heap()
         return {
-            "description": pack_description(teacher.description),
-            "device": teacher.device.type,
+            "description": pack_description(prepared.teacher.description),
+            "device": device.type,
             "pid": os.getpid(),
-            "max_rows": max_rows,
+            "evaluation_budget": prepared.evaluation_budget,
             "seconds": time.perf_counter() - started,
         }
 
@@ -161,6 +169,16 @@ class Worker:
     def _forget(self, keep: int) -> None:
         while len(self._conditionings) > max(keep, _MAX_CONDITIONINGS):
             self._conditionings.popitem(last=False)
+
+
+def _prepared(packet: LoadPacket, device: torch.device) -> PreparedTeacher:
+    wanted = Preparation(packet["evaluation_budget"], packet["compile"], packet["cuda_graphs"])
+    wanted.check(device)
+    registration = TeacherRegistration(
+        packet["teacher"], Path(packet["folder"]), packet["null_class"], sha256=packet["sha256"]
+    )
+    teacher = load_in(registration, device, packet["dtype"])
+    return prepare(registration.id, teacher, wanted)
 
 
 def _raised(error: Exception) -> Reply:

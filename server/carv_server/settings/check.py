@@ -106,9 +106,6 @@ def _check_replicas(settings: Settings, mistakes: Mistakes) -> None:
     ):
         mistakes.add("ray.max_replicas", f"{most}; must be min_replicas or more")
     if settings.text("server.replicas") == "ray":
-        for name in ("compile", "cuda_graphs"):
-            if settings.flag(f"server.{name}"):
-                mistakes.add(f"server.{name}", 'is for replicas = "in-process"')
         if settings.text("server.device") not in ("auto", "cpu", "cuda"):
             mistakes.add("server.device", "Ray chooses the GPU; say auto, cpu or cuda")
         for teacher in settings.teachers:

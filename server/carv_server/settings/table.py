@@ -146,6 +146,14 @@ SETTINGS: tuple[Setting, ...] = (
         "CPUs; threads of a forward on a CPU",
     ),
     Setting(
+        "ray",
+        "start_seconds",
+        Number(0, above=True, whole=False),
+        None,
+        "until a replica that has not loaded its teacher is given up; by default 600, and 3600 "
+        "where it compiles",
+    ),
+    Setting(
         "metrics",
         "address",
         Text(),

@@ -8,7 +8,6 @@ import shutil
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch._dynamo
 
 __all__ = ["Compilable", "compiled", "missing_compiler"]
 
@@ -53,7 +52,8 @@ class _Compiled:
         self._network = network
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        # Here and not once: torch keeps its settings for each thread apart.
+        # Here and not once: torch keeps its settings for each thread apart. torch.compile has
+        # imported the module, which takes two seconds that no other start shall pay.
         config: Any = torch._dynamo.config  # pyright: ignore[reportPrivateUsage]
         for name in ("recompile_limit", "accumulated_recompile_limit"):
             if getattr(config, name) < _MOST_VERSIONS:

@@ -101,16 +101,17 @@ def test_a_pair_and_a_single_have_no_unbiased_variance(
 def test_time_ends_it_with_what_there_is(
     channel: grpc.Channel, handles: list[str], bound: str
 ) -> None:
-    """Running means meanwhile, at most ten a second, each on more draws than the one before."""
+    """Running means meanwhile, at most ten a second, on more and more draws."""
+    seconds = 1.0  # also a slow machine makes several rounds of draws in it
     request = refine_request(handles, 1, target_relative_standard_error=1e-6)
-    request.max_seconds = 0.3 if bound == "max_seconds" else 0.0
+    request.max_seconds = seconds if bound == "max_seconds" else 0.0
     begun = time.monotonic()
-    data = stream(channel, "RefineGradient", request, 30.0 if bound == "max_seconds" else 0.3)
+    data = stream(channel, "RefineGradient", request, 30.0 if bound == "max_seconds" else seconds)
     means = [pb.RefineGradientResponse.FromString(piece) for piece in data]
-    assert time.monotonic() - begun < 5.0
+    assert time.monotonic() - begun < seconds + 5.0
     assert list(means[-1].stop_reasons) == [pb.STOP_REASON_TIME_BUDGET]
     assert [mean.final for mean in means] == [False] * (len(means) - 1) + [True]
-    assert 2 <= len(means) <= 9
+    assert 2 <= len(means) <= 10 * seconds + 6
     draws = [int(decode_tensor(mean.draws)[0]) for mean in means]
     assert draws == sorted(draws) and draws[0] < draws[-1]
     errors = [float(decode_tensor(mean.relative_standard_error)[0]) for mean in means]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from carv_server.estimate import make_work
 from carv_server.history import DrawHistories, history_key
 from carv_server.request import ProfileRequest
+from carv_server.rows import make_work
 from carv_server.sampling.plan import DrawPlan
 from carv_server.sampling.profile import (
     BinDraws,

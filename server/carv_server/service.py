@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -41,6 +40,7 @@ from carv_server.validation.known import KnownRequests
 from carv_server.validation.latents import check_create_latents
 from carv_server.validation.objective import ObjectiveCache
 from carv_server.validation.profile import check_profile
+from carv_server.validation.recent import Recent
 from carv_server.validation.refine import check_refine
 from carv_server.validation.requests import check_estimate, check_predict
 from carv_server.validation.sources import check_blend, check_source
@@ -96,7 +96,7 @@ class TeacherService:
         self._new_seed = new_seed
         self._workers = workers
         # By tenant too: what is kept between requests is private to it.
-        self._contexts: OrderedDict[tuple[str, str], RequestContext] = OrderedDict()
+        self._contexts = Recent[tuple[str, str], RequestContext](_MOST_CONTEXTS)
 
     async def list_teachers(
         self, request: pb.ListTeachersRequest, call: Call
@@ -315,7 +315,7 @@ class TeacherService:
         key = (tenant, teacher.id)
         context = self._contexts.get(key)
         if context is None:
-            context = self._contexts[key] = RequestContext(
+            context = RequestContext(
                 teacher.replicas[0].description,
                 teacher.limits or self._limits,
                 self._max_message_bytes,
@@ -325,8 +325,7 @@ class TeacherService:
                 KnownRequests(),
                 self._new_seed,
             )
-            if len(self._contexts) > _MOST_CONTEXTS:
-                self._contexts.popitem(last=False)
+            self._contexts.put(key, context)
         return context
 
     def _resolver(

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from carv_server.estimate import make_work, reduce_moments
+from carv_server.estimate import reduce_moments
 from carv_server.replicas.forward import evaluate
 from carv_server.replicas.protocol import Branch, Conditioning, Work, WorkResult
+from carv_server.rows import make_work
 from carv_server.sampling.objective import (
     NamedWeighting,
     ObjectiveTables,

@@ -36,7 +36,10 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("conditioner",),
     ("call",),
     ("observability",),  # reads what is below, and is told by what is above
-    ("validation", "refine", "profile", "request", "estimate", "conditioning", "latents", "store"),
+    (
+        *("validation", "refine", "profile", "request", "estimate", "rows", "conditioning"),
+        *("latents", "store"),
+    ),
     ("scheduler",),
     ("scheduling", "history"),
     ("replicas",),

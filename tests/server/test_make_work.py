@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from carv_server.estimate import make_work
 from carv_server.replicas.protocol import Branch, Conditioning
+from carv_server.rows import make_work
 from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.plan import explicit_plan
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from carv_server.estimate import make_work
 from carv_server.replicas.forward import evaluate
 from carv_server.replicas.protocol import Branch, Conditioning
+from carv_server.rows import make_work
 from carv_server.sampling.objective import NamedWeighting, ObjectiveTables, weighting_values
 from carv_server.sampling.plan import explicit_plan
 from carv_server.teachers.protocol import Tensors

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from carv_server.estimate import make_work
 from carv_server.replicas.forward import evaluate
 from carv_server.replicas.protocol import Branch, Conditioning
+from carv_server.rows import make_work
 from carv_server.sampling.noise import draw_noise
 from carv_server.sampling.objective import ObjectiveTables
 from carv_server.sampling.plan import DrawPlan, Resolved, plan_draws

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from carv_server.estimate import make_work, planned_order
 from carv_server.replicas.protocol import Work
 from carv_server.request import RefineRequest
+from carv_server.rows import make_work, planned_order
 from carv_server.sampling.plan import DrawPlan, Resolved, plan_draws
 from carv_server.sampling.reduce import Moments, estimate_from_moments
 from carv_server.sampling.streams import Block

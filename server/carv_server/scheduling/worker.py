@@ -1,4 +1,4 @@
-"""One replica's microbatches: when the next one is formed, what it holds, where its results go."""
+"""One replica's microbatches: what each holds, and where its results go."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from typing import Any, TypeVar
 from carv_server.errors import RequestError
 from carv_server.replicas.protocol import MicrobatchResult, Replica, ReplicaLost
 from carv_server.scheduling.config import SchedulerConfig
-from carv_server.scheduling.cost import CostModel
 from carv_server.scheduling.fair_queue import FairQueue
-from carv_server.scheduling.hold import Expected, hold_seconds
 from carv_server.scheduling.job import Job, Slice
+from carv_server.scheduling.microbatch import Microbatch
 from carv_server.scheduling.outcomes import (
     drained,
     expire,
@@ -26,6 +25,7 @@ from carv_server.scheduling.outcomes import (
     replicas_lost,
     server_defect,
 )
+from carv_server.scheduling.pace import LEAST_WAIT_SECONDS, Pace
 from carv_server.scheduling.returns import ReturnForecast
 from carv_server.scheduling.snapshot import MicrobatchReport, ReplicaSnapshot, Tally
 from carv_server.scheduling.trace import Part, note_run
@@ -36,22 +36,10 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-_COST_SMOOTHING = 0.1
 # Replicas that may be lost under one slice before its request is taken for the cause.
 _MOST_ATTEMPTS = 3
 # After so many it runs by itself, so that others are not lost with it to the end.
 _ATTEMPTS_IN_COMPANY = 2
-# What handing over and coming back take before they are measured; the event loop's timers are
-# a millisecond coarse.
-_FIRST_OVERHEAD_SECONDS = 0.001
-_TIMER_SECONDS = 0.001
-_LARGEST_LEAD = 0.5
-# A microbatch late by this share of its time stalls: no telling when the device will be free.
-_STALLED = 0.25
-# Callers are waited for whose returns scatter by this share of the longest hold at most.
-_STEADY = 0.5
-# Parts of a request on idle replicas should save this share of a launch, or one replica takes it.
-_LEAST_SPREAD_GAIN = 0.25
 
 
 @dataclass
@@ -76,48 +64,24 @@ class Floor:
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
 
-@dataclass(eq=False)
-class _Microbatch:
-    """``end``: when the forward should be over; ``alone``: the device was idle when it was handed
-    over, at ``handed``."""
-
-    slices: Sequence[Slice]
-    evaluations: int
-    cells: dict[Job, int]
-    handed: float
-    end: float
-    alone: bool
-    held_seconds: float
-
-    def answers(self) -> list[Job]:
-        """Jobs that are done once it is."""
-        return [job for job, cells in self.cells.items() if job.ends_with(cells) and not job.over]
-
-    def waits(self) -> dict[Job, float]:
-        """Of the jobs that it is the first microbatch of: seconds since submission."""
-        handed = self.handed
-        return {job: handed - job.submitted for job in self.cells if job.started == handed}
-
-
 class ReplicaWorker:
-    """Hands microbatches to one replica, on the event loop that made it.
-
-    Rows are bound to a microbatch as late as can be: on an idle device at once, unless it pays to
-    wait for requests that are about to come (``hold_seconds``); on a busy one shortly before it is
-    free, by the measured cost of what runs.
-    """
+    """Hands microbatches to one replica, on the event loop that made it, at a ``Pace``."""
 
     def __init__(self, replica: Replica, floor: Floor) -> None:
         self.replica = replica
         self._floor = floor
         self._name = str(next(floor.numbers))
-        self._cost = CostModel()
-        self._overhead = _FIRST_OVERHEAD_SECONDS
-        self._running: list[_Microbatch] = []
+        self._pace = Pace(
+            floor.queue,
+            floor.forecast,
+            floor.config,
+            replica.in_flight,
+            lambda: sum(worker.idle for worker in floor.workers),
+        )
+        self._running: list[Microbatch] = []
         self._futures: set[asyncio.Future[Any]] = set()
         self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
-        self._held_since: float | None = None
         self._listening = True
         self._closed = False
         self._abandoned = False
@@ -130,8 +94,8 @@ class ReplicaWorker:
         return ReplicaSnapshot(
             len(self._running),
             sum(microbatch.evaluations for microbatch in self._running),
-            self._cost.launch_seconds,
-            self._cost.row_seconds,
+            self._pace.cost.launch_seconds,
+            self._pace.cost.row_seconds,
         )
 
     def on_arrival(self) -> None:
@@ -146,7 +110,7 @@ class ReplicaWorker:
             self._hand_over()
         if wait < math.inf:
             # An event loop may round to whole milliseconds, and would turn until the rest is over.
-            self._alarm = self._loop.call_later(max(wait, _TIMER_SECONDS), self.advance)
+            self._alarm = self._loop.call_later(max(wait, LEAST_WAIT_SECONDS), self.advance)
 
     async def close(self) -> None:
         """Take no more work, and wait for what runs."""
@@ -169,78 +133,11 @@ class ReplicaWorker:
 
     def _wait(self) -> float:
         """Seconds until a microbatch should be formed; infinity: once something happens."""
-        floor, cost = self._floor, self._cost
-        self._listening = True
-        waiting = floor.queue.evaluations
-        if waiting == 0 or self._closed:
-            self._held_since = None
+        if self._closed:
             return math.inf
-        now = floor.clock()
-        if not self._running:
-            return self._hold(now, waiting)
-        self._listening = False
-        if len(self._running) >= self.replica.in_flight or not cost.known:
-            return math.inf
-        last = self._running[-1]
-        seconds = cost.seconds(last.evaluations)
-        lead = min(2.0 * self._overhead + _TIMER_SECONDS, _LARGEST_LEAD * seconds)
-        early = last.end - lead - now
-        if early > 0.0 or now > last.end + _STALLED * seconds:
-            return early if early > 0.0 else math.inf
-        self._listening = True
-        if waiting >= floor.config.evaluation_budget:
-            return 0.0
-        # A partial one is bound now only if it would not be held once the device is free.
-        callers = [(job.tenant, job.terms.caller) for job in last.answers()]
-        expected = floor.forecast.after_answers(callers, self._most_hold * _STEADY)
-        return math.inf if self._hold_seconds(now, waiting, expected, 0.0) > 0.0 else 0.0
-
-    def _hold(self, now: float, waiting: int) -> float:
-        """How much longer a microbatch should wait on this idle device."""
-        floor = self._floor
-        if (
-            waiting >= floor.config.evaluation_budget
-            or not self._cost.known
-            or any(worker.idle for worker in floor.workers if worker is not self)
-        ):
-            return 0.0
-        since = now if self._held_since is None else self._held_since
-        hold = self._hold_seconds(now, waiting, [], now - since)
-        if hold > 0.0:
-            self._held_since = since
-        return hold
-
-    @property
-    def _most_hold(self) -> float:
-        return self._floor.config.hold_fraction * self._cost.launch_seconds
-
-    def _hold_seconds(
-        self, now: float, waiting: int, more: Sequence[Expected], held: float
-    ) -> float:
-        """``more``: expected beside those whose callers have their answers."""
-        most = self._most_hold
-        if most <= held:
-            return 0.0
-        return hold_seconds(
-            waiting,
-            self._floor.config.evaluation_budget,
-            self._cost.launch_seconds,
-            self._cost.row_seconds,
-            [*self._floor.forecast.expected(now, most * _STEADY), *more],
-            most - held,
-        )
-
-    def _budget(self) -> int:
-        """Evaluations of the next microbatch: all that fit, or an even part for each idle replica
-        where that is worth a launch on each."""
-        floor, cost = self._floor, self._cost
-        waiting = floor.queue.evaluations
-        idle = sum(worker.idle for worker in floor.workers)
-        if idle > 1 and cost.known:
-            part = -(-waiting // idle)
-            if (waiting - part) * cost.row_seconds >= _LEAST_SPREAD_GAIN * cost.launch_seconds:
-                return min(part, floor.config.evaluation_budget)
-        return floor.config.evaluation_budget
+        wait = self._pace.wait(self._floor.clock(), self._running)
+        self._listening = wait.listens
+        return wait.seconds
 
     def _hand_over(self) -> None:
         """Form a microbatch of what waits, if any of that is still wanted, and run it."""
@@ -248,7 +145,7 @@ class ReplicaWorker:
         now = floor.clock()
         slices: list[Slice] = []
         cells: dict[Job, int] = {}
-        for job, count in floor.queue.take(self._budget()):
+        for job, count in floor.queue.take(self._pace.budget()):
             if job.wanted(now):
                 slices += job.take(count, now=now)
                 cells[job] = count
@@ -259,16 +156,14 @@ class ReplicaWorker:
             return
         evaluations = sum(item.work.evaluations for item in slices)
         free = max(now, self._running[-1].end) if self._running else now
-        held = 0.0 if self._held_since is None else now - self._held_since
-        self._held_since = None
-        microbatch = _Microbatch(
+        microbatch = Microbatch(
             slices,
             evaluations,
             cells,
             handed=now,
-            end=free + self._cost.seconds(evaluations),
+            end=free + self._pace.cost.seconds(evaluations),
             alone=not self._running,
-            held_seconds=held,
+            held_seconds=self._pace.take_held(now),
         )
         self._running.append(microbatch)
         # It belongs to no one request, whosever arrival it was that called for it.
@@ -284,7 +179,7 @@ class ReplicaWorker:
         future.add_done_callback(self._futures.discard, context=context)
         future.add_done_callback(end, context=context)
 
-    def _end(self, microbatch: _Microbatch, ended: asyncio.Future[MicrobatchResult]) -> None:
+    def _end(self, microbatch: Microbatch, ended: asyncio.Future[MicrobatchResult]) -> None:
         """Nothing is raised here that ``ended`` holds: its trace would hold this frame, and in a
         cycle all that the microbatch was made of."""
         error = None if ended.cancelled() else ended.exception()
@@ -312,7 +207,7 @@ class ReplicaWorker:
             _undelivered(microbatch.slices)
         self._release(microbatch)
 
-    def _end_again(self, microbatch: _Microbatch, ended: asyncio.Future[None]) -> None:
+    def _end_again(self, microbatch: Microbatch, ended: asyncio.Future[None]) -> None:
         """After ``_one_by_one``, which may not even have begun."""
         if ended.cancelled():
             _fail(microbatch.slices, drained)
@@ -326,7 +221,7 @@ class ReplicaWorker:
             [item.work for item in slices], lambda index: slices[index].job.wanted(clock())
         )
 
-    async def _one_by_one(self, microbatch: _Microbatch, error: BaseException) -> None:
+    async def _one_by_one(self, microbatch: Microbatch, error: BaseException) -> None:
         """A forward raised: one request's rows must not fail the others', so each runs alone."""
         slices = microbatch.slices
         if len(slices) == 1:
@@ -349,7 +244,7 @@ class ReplicaWorker:
                 _log.exception("forward failed")
                 item.job.fail(replica_failed(its_own))
 
-    def _lose(self, microbatch: _Microbatch, slices: Sequence[Slice]) -> None:
+    def _lose(self, microbatch: Microbatch, slices: Sequence[Slice]) -> None:
         """The replica is gone: what it had runs elsewhere, with the same draws."""
         floor = self._floor
         _log.warning("a replica was lost with a microbatch of %d requests", len(microbatch.cells))
@@ -372,17 +267,17 @@ class ReplicaWorker:
             floor.queue.push(item.job, ahead=True)
         floor.lost(self)
 
-    def _measure(self, microbatch: _Microbatch, result: MicrobatchResult) -> None:
+    def _measure(self, microbatch: Microbatch, result: MicrobatchResult) -> None:
         """Count it, and learn what a microbatch costs."""
         evaluations = self._count(
             microbatch.slices, result, microbatch.held_seconds, microbatch.waits().values()
         )
         if evaluations == 0:
             return
-        self._cost.observe(evaluations, result.seconds)
+        self._pace.cost.observe(evaluations, result.seconds)
         if microbatch.alone:
-            overhead = max(0.0, self._floor.clock() - microbatch.handed - result.seconds)
-            self._overhead += _COST_SMOOTHING * (overhead - self._overhead)
+            elapsed = self._floor.clock() - microbatch.handed
+            self._pace.observe_overhead(max(0.0, elapsed - result.seconds))
 
     def _count(
         self,
@@ -415,7 +310,7 @@ class ReplicaWorker:
             self._loop.call_soon(floor.observe, report)
         return evaluations
 
-    def _trace(self, microbatch: _Microbatch, seconds: float, outcome: str) -> None:
+    def _trace(self, microbatch: Microbatch, seconds: float, outcome: str) -> None:
         """Tell the traced requests of it, if there are any."""
         if all(job.terms.trace is None for job in microbatch.cells):
             return
@@ -429,19 +324,19 @@ class ReplicaWorker:
             outcome=outcome,
         )
 
-    def _expect_returns(self, microbatch: _Microbatch) -> None:
+    def _expect_returns(self, microbatch: Microbatch) -> None:
         now = self._floor.clock()
         for job in microbatch.answers():
             self._floor.forecast.answered((job.tenant, job.terms.caller), now)
 
-    def _release(self, microbatch: _Microbatch) -> None:
+    def _release(self, microbatch: Microbatch) -> None:
         """The device is done with a microbatch, if it was not before: hand over the next."""
         if microbatch not in self._running:
             return
         self._running.remove(microbatch)
         if self._running:
             first = self._running[0]
-            first.end = self._floor.clock() + self._cost.seconds(first.evaluations)
+            first.end = self._floor.clock() + self._pace.cost.seconds(first.evaluations)
         self.advance()
 
     def _deliver(self, slices: Sequence[Slice], microbatch: MicrobatchResult) -> None:

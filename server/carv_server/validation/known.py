@@ -3,14 +3,13 @@ gradient, each time at other latents."""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from carv.v1 import teacher_service_pb2 as pb
 from carv_server.request import DrawSpec, EstimateRequest
 from carv_server.sampling.objective import ObjectiveTables
+from carv_server.validation.recent import Recent
 
 __all__ = ["Key", "Known", "KnownRequests", "key_of"]
 
@@ -41,25 +40,17 @@ class KnownRequests:
     threads."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[Key, Known] = OrderedDict()
-        self._lock = threading.Lock()
+        self._known = Recent[Key, Known](_MOST)
 
     def get(self, key: Key) -> Known | None:
-        with self._lock:
-            known = self._known.get(key)
-            if known is not None:
-                self._known.move_to_end(key)
-            return known
+        return self._known.get(key)
 
     def put(self, key: Key, message: pb.EstimateGradientRequest, checked: EstimateRequest) -> None:
         """A request and what it was checked to."""
         assert isinstance(checked.draws, DrawSpec)
         handles = [tuple(branch.conditionings) for branch in message.objective.branches]
         known = Known(len(checked.latents), handles, checked.objective, checked.draws)
-        with self._lock:
-            self._known[key] = known
-            if len(self._known) > _MOST:
-                self._known.popitem(last=False)
+        self._known.put(key, known)
 
 
 def key_of(message: pb.EstimateGradientRequest) -> Key | None:

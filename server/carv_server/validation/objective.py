@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-
 import numpy as np
 import numpy.typing as npt
 
@@ -19,6 +16,7 @@ from carv_server.sampling.objective import (
 )
 from carv_server.sampling.schedule import Schedule
 from carv_server.validation.checks import Violations, coefficient_table, finite_table
+from carv_server.validation.recent import Recent
 
 __all__ = ["NAMED_WEIGHTINGS", "ObjectiveCache", "check_objective"]
 
@@ -46,8 +44,7 @@ class ObjectiveCache:
     shares them, and what is derived from them. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._tables: OrderedDict[tuple[bytes, ...], ObjectiveTables] = OrderedDict()
-        self._lock = threading.Lock()
+        self._tables = Recent[tuple[bytes, ...], ObjectiveTables](_MOST_OBJECTIVES)
 
     def check(
         self,
@@ -60,17 +57,11 @@ class ObjectiveCache:
         key = _table_key(message)
         if sum(map(len, key)) > _LARGEST_KEY_BYTES:
             return check_objective(message, schedule, max_branches, violations)
-        with self._lock:
-            tables = self._tables.get(key)
+        tables = self._tables.get(key)
+        if tables is None:
+            tables = check_objective(message, schedule, max_branches, violations)
             if tables is not None:
-                self._tables.move_to_end(key)
-                return tables
-        tables = check_objective(message, schedule, max_branches, violations)
-        if tables is not None:
-            with self._lock:
-                self._tables[key] = tables
-                if len(self._tables) > _MOST_OBJECTIVES:
-                    self._tables.popitem(last=False)
+                self._tables.put(key, tables)
         return tables
 
 

@@ -1,7 +1,8 @@
-"""``carv bench serving``: arguments, sizes, an interrupt, and one part against a real server."""
+"""``carv bench serving``: arguments, sizes, a signal, and one part against a real server."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,12 @@ def test_minutes_buy_longer_windows() -> None:
     assert 0.6 * 3600 < windows * (long.seconds + long.warm_seconds) < 3600
 
 
-def test_an_interrupt_keeps_what_was_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_signal_keeps_what_was_finished(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
 ) -> None:
     def finished(desk: Desk) -> None:
         table = Table("one", "The first table", "A note.", ("clients",))
@@ -65,10 +70,12 @@ def test_an_interrupt_keeps_what_was_finished(
         desk.book.write(table)
 
     def interrupted(desk: Desk) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr(service_run, "PARTS", ((finished, 1), (interrupted, 1)))
+    before = signal.getsignal(signal.SIGTERM)
     assert bench(tmp_path, "--quick") == 130
+    assert signal.getsignal(signal.SIGTERM) is before
     assert capsys.readouterr().err.rstrip().endswith("interrupted")
     assert (tmp_path / "out" / "one.csv").is_file()
     summary = (tmp_path / "out" / "summary.md").read_text()

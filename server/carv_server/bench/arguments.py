@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import math
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ["above_zero", "command_line", "fail", "make_folders", "minutes", "positive", "today"]
+__all__ = [
+    "above_zero",
+    "command_line",
+    "fail",
+    "interruptible",
+    "make_folders",
+    "minutes",
+    "positive",
+    "today",
+]
+
+Run = Callable[[argparse.Namespace], int]
 
 
 def positive(text: str) -> int:
@@ -57,6 +70,20 @@ def make_folders(folders: Iterable[Path | None]) -> str | None:
         except OSError as error:
             return f"cannot write to {folder}: {error.strerror}"
     return None
+
+
+def interruptible(run: Run) -> Run:
+    """SIGTERM is Ctrl-C to it: what was finished by then is written."""
+
+    @functools.wraps(run)
+    def wrapped(arguments: argparse.Namespace) -> int:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            return run(arguments)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    return wrapped
 
 
 def fail(message: str, code: int, bench: str) -> int:

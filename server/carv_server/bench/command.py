@@ -9,6 +9,7 @@ from carv_server.bench.arguments import (
     above_zero,
     command_line,
     fail,
+    interruptible,
     make_folders,
     minutes,
     positive,
@@ -73,7 +74,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="measure this section and what it needs alone; repeatable, not with --docs",
     )
     add("--threads", type=positive, default=2, help="CPU threads of the teacher (default: 2)")
-    variance.set_defaults(run=_run)
+    variance.set_defaults(run=interruptible(_run))
     _register_convergence(benches)
     service_command.register(benches)
     peers_command.register(benches)
@@ -111,7 +112,7 @@ def _register_convergence(
     add("--threads", type=positive, default=1, help="CPU threads of renderer and server")
     add("--output", type=Path, default=Path("out/bench/convergence"), help="folder to write to")
     add("--docs", type=Path, help="also write convergence.md and its figure to this folder")
-    parser.set_defaults(run=_run_convergence)
+    parser.set_defaults(run=interruptible(_run_convergence))
 
 
 def _run_convergence(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from carv_server.bench.arguments import (
     command_line,
     fail,
+    interruptible,
     make_folders,
     minutes,
     positive,
@@ -73,7 +74,7 @@ def register(
         help=f"about how long to measure, installing left out, {_LEAST_MINUTES:g} or more "
         f"(default: {_FULL_MINUTES:g})",
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=interruptible(_run))
 
 
 def windows(length: float, rounds: int, peers: int, workloads: list[str]) -> float:

@@ -9,6 +9,7 @@ network where loopback is all there is, and measures there.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -79,12 +80,16 @@ def measure_in_private(plan: Plan) -> int:
     assert child.stdin is not None
     json.dump(asdict(plan), child.stdin)
     child.stdin.close()
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:
-            # The terminal told the child too: it ends its servers and writes what it has.
-            continue
+    before = signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
+    try:
+        while True:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:
+                # The terminal told the child too: it ends its servers and writes what it has.
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _measure(plan: Plan, *, private: bool, why: str) -> int:
@@ -157,6 +162,7 @@ def _site_packages() -> str:
 def main() -> int:
     from carv_server.bench.peers.private_network import enter_private_network
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     stated: dict[str, Any] = json.load(sys.stdin)
     plan = Plan(**stated)
     private, why = True, ""

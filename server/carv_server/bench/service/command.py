@@ -6,7 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from carv_server.bench.arguments import command_line, fail, make_folders, minutes, today
+from carv_server.bench.arguments import (
+    command_line,
+    fail,
+    interruptible,
+    make_folders,
+    minutes,
+    today,
+)
 
 __all__ = ["register"]
 
@@ -40,7 +47,7 @@ def register(
         type=minutes(_LEAST_MINUTES),
         help=f"about how long to measure, {_LEAST_MINUTES:g} or more (default: {_FULL_MINUTES:g})",
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=interruptible(_run))
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import csv
 import json
@@ -16,17 +17,22 @@ import pytest
 import torch
 from google.protobuf.wrappers_pb2 import BytesValue
 
+from carv.tensors import decode_tensor
+from carv.v1 import teacher_service_pb2 as pb
 from carv_server import cli
 from carv_server.bench.load.bare import Forwards
 from carv_server.bench.load.book import Book
 from carv_server.bench.load.folders import write_network
 from carv_server.bench.load.processes import marked
+from carv_server.bench.load.wire import call_once
 from carv_server.bench.peers import run as peers_run
 from carv_server.bench.peers.codec import FORMATS
 from carv_server.bench.peers.command import windows
 from carv_server.bench.peers.contender import (
     CARV_ESTIMATE,
     CARV_PREDICT,
+    CARV_STREAM,
+    CARV_WAYS,
     StartFailed,
     running_carv,
     running_peer,
@@ -37,7 +43,7 @@ from carv_server.bench.peers.report import write_document, write_results
 from carv_server.bench.peers.rounds import Lap, Reading
 from carv_server.bench.peers.run import Plan
 from carv_server.bench.peers.scripts.work import load_work, predict_bytes
-from carv_server.bench.peers.workload import Workload, simulated
+from carv_server.bench.peers.workload import EVENT_SHAPE, Workload, simulated
 from carv_server.bench.tables import Origin
 from carv_server.teachers.registry import TeacherRegistration, load_teacher
 from carv_server.teachers.simulated import DeviceTiming, SimulatedTeacher
@@ -146,7 +152,11 @@ def workload(tmp_path: Path) -> Workload:
 def test_carv_does_the_peers_work(workload: Workload, tmp_path: Path) -> None:
     answer = workload.answer()
     with running_carv(workload, answer, tmp_path / "carv.log") as running:
-        assert [ask.title for ask in running.asks] == [CARV_ESTIMATE, CARV_PREDICT]
+        assert tuple(ask.title for ask in running.asks) == CARV_WAYS
+        *_, streamed = running.asks
+        reply = asyncio.run(call_once(streamed.target, streamed.payload, 20.0))
+        gradient = pb.StreamGradientsResponse.FromString(reply).estimate.gradient
+        assert decode_tensor(gradient).shape == (1, *EVENT_SHAPE)
         assert running.pids()
     with (
         pytest.raises(StartFailed, match="something else"),
@@ -256,6 +266,7 @@ def lap() -> Lap:
             for name, rate in (
                 (CARV_ESTIMATE, 490.0),
                 (CARV_PREDICT, 495.0),
+                (CARV_STREAM, 497.0),
                 ("mosec 0.9.8", 350.0),
             ):
                 made.readings.append(reading(name, number, clients, rate + number))
@@ -278,12 +289,14 @@ def test_results_of_made_up_numbers(workload: Workload, tmp_path: Path) -> None:
     assert rows["BentoML 1.4.40"]["interface"] == "left out"
     assert "a / b" in rows["BentoML 1.4.40"]["failed"]
     verdicts = {target.claim: target for target in book.targets}
-    assert len(verdicts) == 3 and all(target.met for target in verdicts.values())
-    lead = next(t for claim, t in verdicts.items() if "1.3 times" in claim)
-    assert lead.measured.startswith(f"{490.5 / 350.5:.3f}")
+    assert len(verdicts) == 4 and all(target.met for target in verdicts.values())
+    leads = {claim: t.measured for claim, t in verdicts.items() if "1.3 times" in claim}
+    (least, best) = leads.values()
+    assert least.startswith(f"{490.5 / 350.5:.3f}") and best.startswith(f"{497.5 / 350.5:.3f}")
+    assert "StreamGradients" in list(leads)[1]
     check_picture(tmp_path / "peers_simulated.png")
     every = (tmp_path / "peers_rounds.csv").read_text().splitlines()
-    assert len([line for line in every if line.startswith("simulated,")]) == 18
+    assert len([line for line in every if line.startswith("simulated,")]) == 24
     assert book.notes == [
         "Other work on the machine took 0.25 cores on average over the windows, at most 0.25."
     ]

@@ -79,10 +79,10 @@ def register(
 
 def windows(length: float, rounds: int, peers: int, workloads: list[str]) -> float:
     """Seconds of a window on the simulated device, so that all takes about ``length`` minutes."""
-    contenders = peers + 1
+    contenders = peers + 1  # of which CARV is asked in three ways
     slowness = sum(_SLOWNESS if name == "network" else 1.0 for name in workloads)
     starting = rounds * len(workloads) * contenders * _START_SECONDS
-    shares = rounds * (contenders + 1) * len(_CLIENTS) * slowness
+    shares = rounds * (contenders + 2) * len(_CLIENTS) * slowness
     return max(_QUICK[0], (60.0 * length - starting) / shares - _WARM_SECONDS)
 
 

@@ -24,6 +24,8 @@ from carv_server.bench.load.requests import (
     estimate_payload,
     predict_payload,
     service_target,
+    stream_payload,
+    stream_target,
 )
 from carv_server.bench.load.wire import CallFailed, Target, call_once
 from carv_server.bench.peers.codec import FORMATS
@@ -36,6 +38,8 @@ from carv_server.demo.process import running_server
 __all__ = [
     "CARV_ESTIMATE",
     "CARV_PREDICT",
+    "CARV_STREAM",
+    "CARV_WAYS",
     "Ask",
     "Running",
     "StartFailed",
@@ -45,6 +49,9 @@ __all__ = [
 
 CARV_ESTIMATE = "CARV, EstimateGradient"
 CARV_PREDICT = "CARV, PredictNoise"
+CARV_STREAM = "CARV, StreamGradients"
+CARV_WAYS = (CARV_ESTIMATE, CARV_PREDICT, CARV_STREAM)
+"""How CARV is asked."""
 _RUN_VARIABLE = "CARV_PEER_RUN"
 _START_SECONDS = 120.0
 _CALL_SECONDS = 20.0
@@ -88,7 +95,8 @@ class Running:
 @contextmanager
 def running_carv(workload: Workload, answer: Float32Array, log: Path) -> Iterator[Running]:
     """``carv serve`` with the workload's teacher, asked for the peers' very work and for a
-    gradient at K = 1, which adds drawing (t, eps), the noise itself and the reduction.
+    gradient at K = 1, which adds drawing (t, eps), the noise itself and the reduction: by a call
+    for each, and by one that stays open.
 
     Raises:
         ServerFailed: it is not healthy in time.
@@ -107,13 +115,14 @@ def running_carv(workload: Workload, answer: Float32Array, log: Path) -> Iterato
             service_target(server.address, "EstimateGradient"),
             estimate_payload(workload.row[np.newaxis], [handle], [1.0], draws=1),
         )
+        streamed = Ask(CARV_STREAM, stream_target(server.address), stream_payload(estimate.payload))
         try:
             reply = asyncio.run(call_once(predict.target, predict.payload, _CALL_SECONDS))
         except CallFailed as error:
             raise StartFailed(str(error)) from None
         noise = pb.PredictNoiseResponse.FromString(reply).noise_prediction
         _check(np.asarray(decode_tensor(noise)).reshape(EVENT_SHAPE), answer)
-        yield Running((estimate, predict), lambda: descendants(server.pid))
+        yield Running((estimate, predict, streamed), lambda: descendants(server.pid))
 
 
 @contextmanager

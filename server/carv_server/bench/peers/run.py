@@ -96,6 +96,7 @@ def _measure(plan: Plan, *, private: bool, why: str) -> int:
     # After the network has changed: these start threads.
     from carv_server.bench.load.bare import BareFailed
     from carv_server.bench.load.book import Book
+    from carv_server.bench.peers.contender import CARV_WAYS
     from carv_server.bench.peers.registry import PEERS
     from carv_server.bench.peers.report import write_document, write_results
     from carv_server.bench.peers.rounds import Lap, Site, run_round
@@ -121,7 +122,7 @@ def _measure(plan: Plan, *, private: bool, why: str) -> int:
                 reason = f"it listens on every interface, and a private network is refused: {why}"
             if reason is not None:
                 lap.left_out[workload.id, peer.title] = reason
-    windows = plan.rounds * (len(peers) + 2) * len(plan.clients)
+    windows = plan.rounds * (len(peers) + len(CARV_WAYS)) * len(plan.clients)
     expected = windows * (plan.seconds + plan.warm_seconds) * sum(w.slowness for w in workloads)
     code = 0
     with Progress(expected) as progress:

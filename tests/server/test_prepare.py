@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,10 @@ import torch
 from carv_server import host
 from carv_server.config import ServerConfig
 from carv_server.prepare import as_prepared, load_teachers
-from carv_server.replicas import precision
+from carv_server.replicas import loading, precision
 from carv_server.scheduler import SchedulerConfig
-from carv_server.teachers.protocol import Tensors
-from carv_server.teachers.registry import TeacherRegistration
+from carv_server.teachers.protocol import Teacher, Tensors
+from carv_server.teachers.registry import EMBEDDED, TeacherRegistration
 from tests.server.teachers import Wrapped, oracle_teacher
 from tests.support.oracle import write_oracle_folder
 
@@ -36,6 +37,25 @@ def test_reduced_precision_is_compared_with_float32(caplog: pytest.LogCaptureFix
     assert found, caplog.text
     # A rounding step of bfloat16 is 2^-8; guidance at 7.5 multiplies what is left of it.
     assert 2**-10 < float(found[1]) < 2**-5
+
+
+def test_a_device_that_float32_does_not_fit_on_serves_what_fits(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Breaks with: float32 that has to be loaded first."""
+    by_folder = loading.load_teacher
+
+    def load(registration: TeacherRegistration, **given: Any) -> Teacher:
+        if given["dtype"] is torch.float32:
+            raise torch.OutOfMemoryError("float32 is twice as large")
+        return by_folder(registration, **given)
+
+    monkeypatch.setattr(loading, "load_teacher", load)
+    teacher = loading.load_in(EMBEDDED, torch.device("cpu"), "bfloat16")
+    assert teacher.description.digest != ""
+    assert "not compared with float32: out of memory" in caplog.text
+    with pytest.raises(torch.OutOfMemoryError):
+        loading.load_in(EMBEDDED, torch.device("cpu"), "float32")
 
 
 def test_a_teacher_without_a_network_has_no_format(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
@@ -20,11 +22,14 @@ from carv_server.teachers.registry import TeacherRegistration, load_teacher
 
 __all__ = ["load_in"]
 
+T = TypeVar("T")
+
 _log = logging.getLogger(__name__)
 
 
 def load_in(registration: TeacherRegistration, device: torch.device, dtype: str) -> Teacher:
-    """In a number format by name, or in what the device is good at; with its error measured.
+    """In a number format by name, or in what the device is good at; with its error measured, where
+    float32 fits on the device too.
 
     Raises:
         TeacherFolderError: the folder cannot be served, or a digest is not as it was stated.
@@ -39,17 +44,19 @@ def load_in(registration: TeacherRegistration, device: torch.device, dtype: str)
         # Else convolutions in "float32" keep ten bits, and a digest means two things.
         torch.backends.cudnn.allow_tf32 = False
     reduced = reduced_dtype(device) if dtype == "auto" else getattr(torch, dtype)
-    exact = load(torch.float32)
-    if reduced in (None, torch.float32) or not isinstance(exact, Compilable):
+    if reduced in (None, torch.float32):
+        return load(torch.float32)
+    exact = _unless_out_of_memory(lambda: load(torch.float32))
+    if exact is not None and not isinstance(exact, Compilable):
         return exact
-    gradient = _try_gradient(exact)
+    gradient = None if exact is None else _gradient(exact)
     if device.type != "cpu":
         exact = None  # never two networks on a device
     teacher = load(reduced)
     if device.type == "cpu" and dtype == "auto" and exact and not is_faster(teacher, exact):
         _log.info("teacher %s: float32, since %s is no faster", registration.id, _name(reduced))
         return exact
-    found = None if gradient is None else _try_gradient(teacher)
+    found = None if gradient is None else _gradient(teacher)
     if gradient is not None and found is not None:
         _log.info(
             "teacher %s: %s; the gradient of a fixed probe is within %.2g of float32's, relative",
@@ -60,13 +67,17 @@ def load_in(registration: TeacherRegistration, device: torch.device, dtype: str)
     return teacher
 
 
-def _try_gradient(teacher: Teacher) -> torch.Tensor | None:
+def _gradient(teacher: Teacher) -> torch.Tensor | None:
+    return _unless_out_of_memory(lambda: probe_gradient(teacher))
+
+
+def _unless_out_of_memory(make: Callable[[], T]) -> T | None:
     try:
-        return probe_gradient(teacher)
+        return make()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        _log.warning("reduced precision was not compared with float32: out of memory")
+        _log.warning("reduced precision is not compared with float32: out of memory")
         return None
 
 

@@ -6,8 +6,6 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from carv_server.readiness import LIVENESS
-
 __all__ = ["check"]
 
 Resource = Mapping[str, Any]
@@ -76,9 +74,6 @@ def _server(pod: Resource, by_kind: Mapping[str, Sequence[Resource]]) -> Iterato
         port = container.get(probe, {}).get("grpc", {}).get("port")
         if str(port) != health:
             yield f"{probe} must be gRPC on the plaintext health port {health}, and is on {port}"
-    service = container.get("livenessProbe", {}).get("grpc", {}).get("service")
-    if service != LIVENESS:
-        yield f"livenessProbe must ask for {LIVENESS}: what is not ready may be alive"
     if "lifecycle" not in container:
         yield "has no preStop: clients would meet refusals"
     pause = float(container.get("lifecycle", {}).get("preStop", {}).get("exec", {})

@@ -69,12 +69,6 @@ class Scheduler:
         return self._tally.evaluation_seconds
 
     @property
-    def has_replica(self) -> bool:
-        """Or had one a moment ago; else requests are refused."""
-        lost_for = self._clock() - self._bereft_since
-        return bool(self._workers) or lost_for <= _WITHOUT_REPLICA_SECONDS
-
-    @property
     def waiting(self) -> Waiting:
         """What no microbatch has taken yet."""
         return Waiting(self._queue.requests, self._queue.evaluations)
@@ -208,7 +202,7 @@ class Scheduler:
         if terms.deadline is not None and terms.deadline <= now:
             self._tally.expired += 1
             raise expired(0.0, evaluations)
-        if not self.has_replica:
+        if not self._workers and now - self._bereft_since > _WITHOUT_REPLICA_SECONDS:
             self._tally.refused += 1
             raise no_replica(
                 f"no replica of the teacher has been there for {now - self._bereft_since:.0f} s; "

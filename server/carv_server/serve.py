@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
 import grpc.aio
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from carv_server.conditioning import ConditioningStore
@@ -31,7 +32,6 @@ from carv_server.observability.observability import Observability
 from carv_server.observability.watched import Quota
 from carv_server.pools import start_pools, waiting_seconds
 from carv_server.prepare import as_prepared
-from carv_server.readiness import Readiness
 from carv_server.replicas.inprocess import InProcessReplica
 from carv_server.replicas.preparation import PreparedTeacher
 from carv_server.replicas.protocol import Encoder, Replica
@@ -133,12 +133,8 @@ class RunningServer:
             self.observability,
         )
         self._hurry = asyncio.Event()
-        schedulers = [teacher.scheduler for teacher in self._served.values()]
-        self._readiness = Readiness(
-            self._front.service_name,
-            [lambda scheduler=scheduler: scheduler.has_replica for scheduler in schedulers],
-            self.observability.set_state,
-        )
+        # The module gains its `aio` attribute at import, out of a type checker's sight.
+        self._health: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._server = grpc.aio.server(
             options=[
                 *channel_options(
@@ -152,7 +148,7 @@ class RunningServer:
             if self._tenancy is None
             else (Guard(self._tenancy, self.observability.denied),),
         )
-        self._listeners = Listeners(self._server, self._readiness.servicer)
+        self._listeners = Listeners(self._server, self._health)
         self.address = self.health_address = ""
         self.stuck = False
 
@@ -182,7 +178,7 @@ class RunningServer:
     async def __aenter__(self) -> RunningServer:
         config = self._config
         self._server.add_generic_rpc_handlers((self._front.handlers(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._readiness.servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (self._front.service_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         self._listeners.open(config.address, config.health_address, config.tls)
@@ -192,7 +188,7 @@ class RunningServer:
         await self.observability.start()
         for teacher in self._served.values():
             teacher.scheduler.start()
-        await self._readiness.begin()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         for teacher_id, pool in self._pools.items():
             scheduler = self._served[teacher_id].scheduler
             pool.attach(scheduler, waiting_seconds(scheduler))
@@ -202,7 +198,8 @@ class RunningServer:
         except BaseException:
             await self.drain()
             raise
-        await self._readiness.open()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self.observability.set_state(ready=True)
         return self
 
     def _tenants(self, served: set[str]) -> Tenancy | None:
@@ -257,7 +254,8 @@ class RunningServer:
         """Refuse new calls, let in-flight ones finish within the drain time or until
         ``hurry``, then stop; what is left is answered with DRAINING."""
         # Health first: load balancers turn away before calls are refused.
-        await self._readiness.close()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.observability.set_state(ready=False, draining=True)
         self._front.drain()
         idle = asyncio.create_task(self._front.wait_idle())
         hurry = asyncio.create_task(self._hurry.wait())
@@ -282,6 +280,10 @@ class RunningServer:
     def hurry(self) -> None:
         """Let a drain wait for calls no longer."""
         self._hurry.set()
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", self._front.service_name):
+            await self._health.set(name, status)
 
 
 async def serve_until_signalled(

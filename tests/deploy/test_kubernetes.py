@@ -116,7 +116,6 @@ SELECTOR = "spec.selector.matchLabels"
         ("overlays/ray", "Deployment", "spec.strategy", REMOVE, "Recreate"),
         # probes, drain, ports
         ("base", "Deployment", f"{SERVER}.livenessProbe.grpc.port", 50051, "livenessProbe"),
-        ("base", "Deployment", f"{SERVER}.livenessProbe.grpc.service", REMOVE, "liveness"),
         ("base", "Deployment", f"{SERVER}.startupProbe", REMOVE, "startupProbe"),
         ("base", "Deployment", f"{SERVER}.lifecycle", REMOVE, "preStop"),
         ("base", "Deployment", f"{POD}.terminationGracePeriodSeconds", 37, "above 37"),

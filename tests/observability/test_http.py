@@ -115,7 +115,7 @@ def test_ready_once_warm_and_no_more_once_draining() -> None:
         await asyncio.to_thread(teacher.entered.wait, 10)
         address = server.observability.metrics_address
         assert (await fetch(address, "/livez"))[::2] == (200, "alive\n")
-        assert (await fetch(address, "/readyz"))[::2] == (503, "not ready\n")
+        assert (await fetch(address, "/readyz"))[::2] == (503, "starting\n")
         teacher.gate.set()
         await starting
         assert (await fetch(address, "/readyz"))[::2] == (200, "ready\n")

@@ -24,10 +24,7 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("serve_command", "config_command", "profile_plot", "demo"),  # the subcommands
     ("serve",),  # the composition root
     # the gRPC front
-    (
-        *("front", "guard", "listeners", "readiness", "gradient_stream", "admission", "messages"),
-        "statuses",
-    ),
+    ("front", "guard", "listeners", "gradient_stream", "admission", "messages", "statuses"),
     ("prepare", "pools"),  # registrations to teachers that are ready to serve
     ("configured",),  # settings to the parts' own configuration
     ("config",),  # gathers the parts' own settings; no part reads it

@@ -13,8 +13,6 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from carv_client import TeacherClient
-from carv_server import readiness, scheduler
-from carv_server.readiness import LIVENESS
 from tests.server.teachers import BusyTeacher, running
 from tests.server.wire import create_async, estimate_request, health_stub, latents, path
 
@@ -24,7 +22,7 @@ SERVICE = "carv.v1.TeacherService"
 CLIENTS, LOAD_SECONDS, HEALTH_SECONDS = 12, 3.0, 1.0
 
 
-@pytest.mark.parametrize("service", ["", SERVICE, LIVENESS])
+@pytest.mark.parametrize("service", ["", SERVICE])
 def test_check_and_watch_say_serving(channel: grpc.Channel, service: str) -> None:
     stub = health_stub(channel)
     request = health_pb2.HealthCheckRequest(service=service)
@@ -107,37 +105,6 @@ def test_an_open_watch_hears_of_the_drain_and_does_not_hold_it() -> None:
             assert (await watch.read()).status == NOT_SERVING
             await drain
             assert time.perf_counter() - start < 5.0, "drain_seconds is 10"
-
-    asyncio.run(scenario())
-
-
-def test_without_a_replica_the_server_is_alive_and_not_ready(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Breaks with: health that is set at the start and at the end alone; probes for restarts that
-    follow readiness."""
-    monkeypatch.setattr(scheduler, "_WITHOUT_REPLICA_SECONDS", 0.1)
-    monkeypatch.setattr(readiness, "_LOOK_SECONDS", 0.02)
-
-    async def scenario() -> None:
-        async with running(BusyTeacher(0.0)) as (server, channel):
-            stub = health_stub(channel)
-            watch = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=30)
-            assert (await watch.read()).status == SERVING
-            (served,) = server._served.values()
-            (worker,) = served.scheduler._workers
-            await served.scheduler.remove_replica(worker.replica)
-            assert (await watch.read()).status == NOT_SERVING
-            assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)).status == (
-                NOT_SERVING
-            )
-            alive = health_pb2.HealthCheckRequest(service=LIVENESS)
-            assert (await stub.Check(alive, timeout=10)).status == SERVING
-            assert server.observability.view().state == "not ready"
-            served.scheduler.add_replica(worker.replica)
-            assert (await watch.read()).status == SERVING
-            assert server.observability.view().state == "serving"
-            watch.cancel()
 
     asyncio.run(scenario())
 

@@ -166,7 +166,7 @@ class Observability:
         """Give the tenants of a new configuration labels of their own."""
         self._tenants.know(tenants)
 
-    def set_state(self, ready: bool, draining: bool) -> None:
+    def set_state(self, *, ready: bool, draining: bool = False) -> None:
         self._facts.ready, self._facts.draining = ready, draining
 
     async def start(self) -> None:
@@ -222,7 +222,7 @@ class Observability:
         facts = self._facts
         if facts.ready and not facts.draining:
             return Reply(200, b"ready\n")
-        return Reply(503, b"draining\n" if facts.draining else b"not ready\n")
+        return Reply(503, b"draining\n" if facts.draining else b"starting\n")
 
 
 def _version(package: str) -> str:

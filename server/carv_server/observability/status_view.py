@@ -138,7 +138,7 @@ def status_view(
     streams = in_flight[_STREAM_CALL]
     return StatusView(
         version=facts.build[0],
-        state="draining" if facts.draining else "serving" if facts.ready else "not ready",
+        state="draining" if facts.draining else "serving" if facts.ready else "starting",
         uptime_seconds=uptime_seconds,
         seconds=seconds,
         requests_per_second=rate("requests"),

@@ -22,7 +22,7 @@ __all__ = ["server_config"]
 _MIB = 1 << 20
 # Where TLS is on: certificates are looked at only when a connection is made.
 _TLS_AGE_MINUTES = 30.0
-# Of a Ray replica; compiling takes a CUDA device a minute for each batch size.
+# Of a Ray replica; compiling for a CUDA device takes a minute for each batch size.
 _START_SECONDS, _COMPILED_START_SECONDS = 600.0, 3600.0
 
 
@@ -110,7 +110,9 @@ def _ray(settings: Settings) -> RayConfig:
 def _start_seconds(settings: Settings) -> float:
     if settings.values["ray.start_seconds"] is not None:
         return settings.number("ray.start_seconds")
-    return _COMPILED_START_SECONDS if settings.flag("server.compile") else _START_SECONDS
+    for_a_gpu = settings.text("server.device") != "cpu"
+    compiles = settings.flag("server.compile") and for_a_gpu
+    return _COMPILED_START_SECONDS if compiles else _START_SECONDS
 
 
 def _tls(settings: Settings) -> TlsConfig | None:

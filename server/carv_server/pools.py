@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 
+import torch
+
 from carv_server.config import ServerConfig
 from carv_server.prepare import preparation
 from carv_server.replicas.ray_cluster import open_cluster
@@ -23,7 +25,8 @@ def ray_pools(config: ServerConfig) -> Iterator[dict[str, RayPool]]:
 
     Raises:
         ClusterError: Ray is not installed, or the cluster cannot be had.
-        ValueError: an id is registered twice, or the device is not Ray's to choose from.
+        ValueError: an id is registered twice, the device is not Ray's to choose from, or it lacks
+            what ``cuda_graphs`` needs.
     """
     assert config.ray is not None
     if config.device not in ("auto", "cpu", "cuda"):
@@ -32,8 +35,13 @@ def ray_pools(config: ServerConfig) -> Iterator[dict[str, RayPool]]:
     for teacher_id in ids:
         if ids.count(teacher_id) > 1:
             raise ValueError(f"teacher id {teacher_id!r} is registered twice")
+    wanted, cpu = preparation(config), torch.device("cpu")
+    if config.device == "cpu":
+        wanted.check(cpu)
     cluster = open_cluster(config.ray, len(ids))
     try:
+        if config.device == "auto" and not cluster.gpus:
+            wanted.check(cpu)
         yield {
             registration.id: RayPool(
                 cluster,
@@ -42,7 +50,7 @@ def ray_pools(config: ServerConfig) -> Iterator[dict[str, RayPool]]:
                     device=config.device,
                     dtype=registration.dtype or config.dtype,
                     threads=config.torch_threads or max(1, int(config.ray.cpus_per_replica)),
-                    preparation=preparation(config),
+                    preparation=wanted,
                     warm_up=config.warm_up,
                 ),
                 config.ray,

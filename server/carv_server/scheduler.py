@@ -20,6 +20,7 @@ from carv_server.scheduling.config import SchedulerConfig
 from carv_server.scheduling.fair_queue import FairQueue, Waiting
 from carv_server.scheduling.job import Job, JobResult
 from carv_server.scheduling.outcomes import drained, expire, expired, no_replica
+from carv_server.scheduling.pace import LEAST_WAIT_SECONDS
 from carv_server.scheduling.returns import ReturnForecast
 from carv_server.scheduling.snapshot import MicrobatchReport, SchedulerSnapshot, Tally
 from carv_server.scheduling.terms import Terms
@@ -29,7 +30,6 @@ __all__ = ["Scheduler", "SchedulerConfig"]
 
 # So long a queue is kept without a replica: one that was lost may be back by then.
 _WITHOUT_REPLICA_SECONDS = 10.0
-_TIMER_SECONDS = 0.001  # what event loops round to
 _LEAST_RETRY_SECONDS, _LARGEST_RETRY_SECONDS = 0.05, 60.0
 
 
@@ -245,7 +245,7 @@ class Scheduler:
         now, deadline = self._clock(), job.terms.deadline
         expire(job, now)
         if not job.over and deadline is not None:  # the loop's clock is ahead, or it rounds
-            left = max(deadline - now, _TIMER_SECONDS)
+            left = max(deadline - now, LEAST_WAIT_SECONDS)
             asyncio.get_running_loop().call_later(left, self._expire, job)
 
     def _on_lost(self, worker: ReplicaWorker) -> None:

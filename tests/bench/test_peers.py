@@ -6,9 +6,13 @@ import asyncio
 import base64
 import csv
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +45,7 @@ from carv_server.bench.peers.install import InstallFailed, install
 from carv_server.bench.peers.registry import PEERS, SCRIPTS, Peer
 from carv_server.bench.peers.report import write_document, write_results
 from carv_server.bench.peers.rounds import Lap, Reading
-from carv_server.bench.peers.run import Plan
+from carv_server.bench.peers.run import Plan, measure_in_private
 from carv_server.bench.peers.scripts.work import load_work, predict_bytes
 from carv_server.bench.peers.workload import EVENT_SHAPE, Workload, simulated
 from carv_server.bench.tables import Origin
@@ -291,9 +295,10 @@ def test_results_of_made_up_numbers(workload: Workload, tmp_path: Path) -> None:
     verdicts = {target.claim: target for target in book.targets}
     assert len(verdicts) == 4 and all(target.met for target in verdicts.values())
     leads = {claim: t.measured for claim, t in verdicts.items() if "1.3 times" in claim}
-    (least, best) = leads.values()
-    assert least.startswith(f"{490.5 / 350.5:.3f}") and best.startswith(f"{497.5 / 350.5:.3f}")
-    assert "StreamGradients" in list(leads)[1]
+    least, on_open_calls = leads.values()
+    assert least.startswith(f"{490.5 / 350.5:.3f}")
+    assert on_open_calls.startswith(f"{497.5 / 350.5:.3f}")
+    assert "on open calls" in list(leads)[1]
     check_picture(tmp_path / "peers_simulated.png")
     every = (tmp_path / "peers_rounds.csv").read_text().splitlines()
     assert len([line for line in every if line.startswith("simulated,")]) == 24
@@ -353,6 +358,31 @@ def test_a_folder_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "file").write_text("")
     assert bench(tmp_path, "--docs", str(tmp_path / "file")) == 2
     assert f"cannot write to {tmp_path / 'file'}" in capsys.readouterr().err
+
+
+def test_sigterm_is_passed_on_to_the_measuring_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks with: a parent that dies of it, and a child that measures on."""
+    ready, child = tmp_path / "ready", tmp_path / "child"
+    child.write_text(
+        f"#!/bin/sh\ncat > {tmp_path / 'plan'}\ntrap 'exit 130' TERM\ntouch {ready}\n"
+        "while :; do sleep 0.05; done\n"
+    )
+    child.chmod(0o700)
+    monkeypatch.setattr(peers_run.sys, "executable", str(child))
+
+    def end() -> None:
+        while not ready.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    plan = Plan([], [], [], 1, 1.0, 1.0, str(tmp_path), None, "", "", "")
+    assert measure_in_private(plan) == 130
+    thread.join()
+    assert json.loads((tmp_path / "plan").read_text())["rounds"] == 1
 
 
 def test_the_plan_of_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from carv_server import cli
+from carv_server.bench.arguments import interrupt_once, on_sigterm
 from carv_server.bench.cells import Measured
 from carv_server.bench.load.book import Book
 from carv_server.bench.load.flow import Observed
@@ -80,6 +81,18 @@ def test_a_signal_keeps_what_was_finished(
     assert (tmp_path / "out" / "one.csv").is_file()
     summary = (tmp_path / "out" / "summary.md").read_text()
     assert "Broken off" in summary and "[one](one.md)" in summary
+
+
+def test_a_second_signal_does_not_break_off_the_writing() -> None:
+    """As where a whole group of processes is told, and each passes it on."""
+    written = False
+    with on_sigterm(interrupt_once):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            signal.raise_signal(signal.SIGTERM)
+            written = True
+    assert written
 
 
 def test_numbers_over_rounds() -> None:

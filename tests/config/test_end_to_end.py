@@ -107,7 +107,7 @@ def test_settings_reach_their_parts(config: Path) -> None:
         "--replicas": "ray",
         "--min-replicas": "2",
         "--gpus-per-replica": "0.5",
-        "--start-seconds": "70",
+        "--replica-start-seconds": "70",
     }
     found = server_config(read_settings(Given(config, flags), {}))
     assert (found.store.max_entries, found.store.max_bytes) == (7, 3 << 20)
@@ -118,6 +118,14 @@ def test_settings_reach_their_parts(config: Path) -> None:
     assert (found.limits.max_stream_requests, found.drain_seconds) == (6, 1)
     assert found.ray is not None and found.ray.gpus_per_replica == 0.5
     assert found.ray.start_seconds == 70
+    for more, seconds in (
+        ({}, 600),
+        ({"--compile": "true"}, 3600),
+        ({"--compile": "true", "--device": "cpu"}, 600),
+    ):
+        given = {k: v for k, v in flags.items() if k != "--replica-start-seconds"} | more
+        again = server_config(read_settings(Given(config, given), {})).ray
+        assert again is not None and again.start_seconds == seconds
     assert (found.ray.scale.min_replicas, found.ray.scale.max_replicas) == (2, 2)
     assert found.tls is not None and found.tls.require_client_certificate
     assert found.tls.reload_seconds == 0.5 and found.tls.client_ca == config.parent / "ca.pem"

@@ -60,7 +60,7 @@ def pool_of(
     cluster: RayCluster,
     folder: Path,
     config: RayConfig,
-    budget: int,
+    budget: int | None,
     sha256: Mapping[str, str] = MappingProxyType({}),
 ) -> RayPool:
     registration = TeacherRegistration("teacher", folder, sha256=sha256)

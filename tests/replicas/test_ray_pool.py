@@ -21,6 +21,7 @@ from carv_server.replicas.protocol import ReplicaLost, ReplicaStartError
 from carv_server.replicas.ray_cluster import RayCluster, open_cluster
 from carv_server.replicas.ray_config import RayConfig
 from carv_server.replicas.ray_pool import RayPool
+from carv_server.replicas.ray_replica import RayReplica
 from carv_server.teachers.analytic import load_analytic
 from carv_server.teachers.protocol import Teacher
 from carv_server.teachers.simulated import DeviceTiming, SimulatedTeacher
@@ -290,6 +291,32 @@ def test_other_weights_than_the_others_hold_are_refused(
         with pytest.raises(ReplicaStartError, match="a replica loaded other weights"):
             await pool._begin(stranger)
         stranger.kill()
+
+    run(scenario())
+
+
+def test_a_budget_is_measured_once_for_all(
+    cluster: RayCluster, run: Scenario, tmp_path: Path
+) -> None:
+    """Breaks with: replicas that start together, each of which measures. Measured alone this
+    device gives 8 or more: 8 rows take a fifth of what 8 forwards of one take."""
+    folder = simulated_folder(tmp_path, 0.004, 0.0, *EVENT_SHAPE)
+    told: list[int | None] = []
+
+    class Told(RayPool):
+        def _spawn(self) -> RayReplica:
+            told.append(self._settings.preparation.evaluation_budget)
+            return super()._spawn()
+
+    async def scenario() -> None:
+        settings = pool_of(cluster, folder, CONFIG, None)._settings
+        pool = Told(cluster, settings, CONFIG)
+        await pool.start()
+        try:
+            assert told == [None, pool.evaluation_budget] and pool.evaluation_budget >= 8
+            assert [replica.evaluation_budget for replica in pool.warm] == [told[1]] * 2
+        finally:
+            await pool.stop()
 
     run(scenario())
 

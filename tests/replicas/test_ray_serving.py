@@ -38,6 +38,8 @@ FLAGS = [
     (["--cpus-per-replica", "0"], "0 is not above 0"),
     (["--cpus-per-replica", "nan"], "'nan' is not a number"),
     (["--device", "cuda:1"], "Ray chooses the GPU"),
+    (["--device", "cpu", "--cuda-graphs"], "--cuda-graphs needs a CUDA device"),
+    (["--replica-start-seconds", "0"], "0 is not above 0"),
     (["--ray-address", "ray://head:10001"], "expected host:port or 'auto'"),
     (["--ray-address", "nowhere"], "expected host:port or 'auto'"),
     (["--ray-address", "127.0.0.1:99999"], "cannot be reached"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -11,10 +13,14 @@ from typing import Any, cast
 import pytest
 import torch
 
+from carv_server import pools
+from carv_server.config import ServerConfig
 from carv_server.replicas import ray_worker
 from carv_server.replicas.forward import evaluate
 from carv_server.replicas.inprocess import InProcessReplica
 from carv_server.replicas.protocol import Branch, WorkResult
+from carv_server.replicas.ray_config import RayConfig
+from carv_server.replicas.ray_replica import load_packet
 from carv_server.replicas.ray_worker import LoadPacket, Worker
 from carv_server.replicas.wire import pack_works, unpack_results
 from carv_server.replicas.wire_teacher import pack_source, pack_tensors, unpack_description
@@ -22,6 +28,7 @@ from carv_server.teachers.analytic import load_analytic
 from carv_server.teachers.compiling import missing_compiler
 from carv_server.teachers.hashes import weight_digests
 from carv_server.teachers.protocol import Classes, Prompts, Unconditional
+from carv_server.teachers.registry import TeacherRegistration
 from tests.replicas.test_forward import assert_equal, conditionings_of
 from tests.replicas.wire_works import conditioning, make
 from tests.replicas.works import make as make_for
@@ -37,6 +44,20 @@ async def _loaded(
 ) -> tuple[Worker, dict[str, Any]]:
     worker = Worker()
     return worker, await worker.load(_packet(folder, device=device, sha256=dict(sha256)))
+
+
+@dataclass
+class Cluster:
+    """What a pool asks a cluster before anything is started in it."""
+
+    gpus: float = 1.0
+    closed: list[bool] = field(default_factory=list[bool])
+
+    def put(self, array: Any) -> Any:
+        raise AssertionError("nothing is sent yet")
+
+    def close(self) -> None:
+        self.closed.append(True)
 
 
 def _packet(folder: Path, **changes: Any) -> LoadPacket:
@@ -142,8 +163,54 @@ def test_graphs_without_a_cuda_device_are_refused_before_anything_is_loaded(tmp_
     assert "--cuda-graphs needs a CUDA device; this teacher goes to cpu" in reply["refused"]
 
 
+@pytest.mark.parametrize("asked", ["compile", "cuda_graphs", ""])
+def test_a_worker_is_told_what_the_server_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """From the configuration to the packet. Breaks with: one of the two taken for the other."""
+    monkeypatch.setattr(pools, "open_cluster", lambda *given: Cluster())
+    config = ServerConfig(
+        teachers=(TeacherRegistration("mixture", tmp_path, sha256={"a": "b"}),),
+        ray=RayConfig(cpus_per_replica=2.0),
+        dtype="bfloat16",
+        tune=asked == "",
+        **({asked: True} if asked else {}),
+    )
+    with pools.ray_pools(config) as made:
+        packet = load_packet(made["mixture"]._settings)
+    assert packet == LoadPacket(
+        teacher="mixture",
+        folder=str(tmp_path),
+        null_class=None,
+        sha256={"a": "b"},
+        device="auto",
+        dtype="bfloat16",
+        threads=2,
+        evaluation_budget=None if asked == "" else config.scheduler.evaluation_budget,
+        compile=asked == "compile",
+        cuda_graphs=asked == "cuda_graphs",
+        warm_up=True,
+    )
+
+
+def test_graphs_without_a_gpu_in_the_cluster_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+    cluster = Cluster(gpus=0.0, closed=closed)
+    monkeypatch.setattr(pools, "open_cluster", lambda *given: cluster)
+    config = ServerConfig(ray=RayConfig(), cuda_graphs=True)
+    with pytest.raises(ValueError, match="needs a CUDA device"), pools.ray_pools(config):
+        raise AssertionError("it was started")
+    assert closed == [True]
+
+
+def test_what_a_worker_logs_crosses(tmp_path: Path) -> None:
+    """Breaks with: a log of an actor's own, which nobody keeps."""
+    packet = _packet(write_oracle_folder(tmp_path), compile=True)
+    reply = asyncio.run(Worker().load(packet))
+    assert (logging.INFO, "teacher mixture has no network to compile") in reply["said"]
+
+
 def test_what_compiling_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks with: a worker that is not told to compile."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     folder = write_stable_diffusion(tmp_path, 1)
@@ -211,5 +278,5 @@ def test_weights_that_are_not_as_stated_are_refused_and_never_loaded(
     assert "description" in reply
     monkeypatch.setattr("carv_server.replicas.loading.load_teacher", None)
     _, reply = asyncio.run(_loaded(folder, sha256={name: "0" * 64}))
-    assert set(reply) == {"refused"}
+    assert set(reply) == {"refused", "pid", "said"}
     assert f"expected sha256 {'0' * 64}, found {stated[name]}" in reply["refused"]

@@ -60,13 +60,15 @@ def test_a_bad_objective_is_refused_each_time_and_few_are_kept() -> None:
         violations = Violations()
         assert cache.check(bad, SCHEDULE, 8, violations) is None and violations
     first = cache.check(objective(), SCHEDULE, 8, Violations())
-    for scale in range(63):
-        other = objective()
-        other.branches[0].coefficient.constant = float(scale)
-        cache.check(other, SCHEDULE, 8, Violations())
-    assert cache.check(objective(), SCHEDULE, 8, Violations()) is first, "the last one used"
-    for scale in range(64, 128):
-        other = objective()
-        other.branches[0].coefficient.constant = float(scale)
-        cache.check(other, SCHEDULE, 8, Violations())
+
+    def others(scales: range) -> None:
+        for scale in scales:
+            other = objective()
+            other.branches[0].coefficient.constant = float(scale)
+            cache.check(other, SCHEDULE, 8, Violations())
+
+    for scales in (range(40), range(40, 80)):
+        others(scales)
+        assert cache.check(objective(), SCHEDULE, 8, Violations()) is first, "it is in use"
+    others(range(80, 144))
     assert cache.check(objective(), SCHEDULE, 8, Violations()) is not first, "64 are kept"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +68,26 @@ def test_compiling_without_a_compiler_says_what_is_missing(
     assert isinstance(sd_epsilon, Compilable)
     with pytest.raises(ValueError, match=r"--compile needs a C\+\+ compiler"):
         sd_epsilon.compile_network()
+
+
+def test_only_compiling_imports_what_it_needs() -> None:
+    """Two seconds of every start of a server or a worker."""
+    program = (
+        "import sys, carv_server.serve, carv_server.prepare, carv_server.replicas.ray_worker\n"
+        "print('torch._dynamo' in sys.modules)\n"
+        "from carv_server.teachers.compiling import compiled\n"
+        "import torch\n"
+        "compiled(torch.nn.Linear(1, 1), torch.device('cpu'))\n"
+        "print('torch._dynamo' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"CXX": sys.executable},  # anything that is there
+    )
+    assert done.stdout.split() == ["False", "True"]
 
 
 @pytest.mark.slow

@@ -9,16 +9,20 @@ import math
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 __all__ = [
     "above_zero",
     "command_line",
     "fail",
+    "interrupt_once",
     "interruptible",
     "make_folders",
     "minutes",
+    "on_sigterm",
     "positive",
     "today",
 ]
@@ -73,17 +77,32 @@ def make_folders(folders: Iterable[Path | None]) -> str | None:
 
 
 def interruptible(run: Run) -> Run:
-    """SIGTERM is Ctrl-C to it: what was finished by then is written."""
+    """The first SIGTERM is Ctrl-C to it: what was finished by then is written."""
 
     @functools.wraps(run)
     def wrapped(arguments: argparse.Namespace) -> int:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
+        with on_sigterm(interrupt_once):
             return run(arguments)
-        finally:
-            signal.signal(signal.SIGTERM, before)
 
     return wrapped
+
+
+@contextmanager
+def on_sigterm(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """The handler inside, and the one before it afterwards."""
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        if before is not None:  # else a library set it, and only that can do so again
+            signal.signal(signal.SIGTERM, before)
+
+
+def interrupt_once(number: int, frame: FrameType | None) -> None:
+    """A handler: KeyboardInterrupt, and no other until what it unwinds has been written; whoever
+    ends a whole group of processes may tell each of them twice."""
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def fail(message: str, code: int, bench: str) -> int:

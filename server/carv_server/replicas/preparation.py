@@ -62,7 +62,11 @@ class PreparedTeacher:
 
 
 def prepare(teacher_id: str, teacher: Teacher, wanted: Preparation) -> PreparedTeacher:
-    """Raises ValueError where the device lacks what compiling or capturing needs."""
+    """Compile, measure and capture, as wanted.
+
+    Raises:
+        ValueError: the device lacks what compiling or capturing needs.
+    """
     on_cuda = teacher.device.type == "cuda"
     if not on_cuda:
         _compile(teacher_id, teacher, wanted)

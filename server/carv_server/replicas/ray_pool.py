@@ -100,19 +100,18 @@ class RayPool:
         return [retire for retire in self._members.values() if not retire.is_set()]
 
     async def start(self) -> None:
-        """Start the least number of replicas; returns when all of them are warm.
+        """Start the least number of replicas; returns when all of them are warm. Where the
+        evaluation budget is to be measured, one does so before the others start.
 
         Raises:
             ReplicaStartError: one cannot be had; nothing is left running.
         """
-        replicas = [self._spawn() for _ in range(self._config.scale.min_replicas)]
-        starts = [asyncio.create_task(self._begin(replica)) for replica in replicas]
+        replicas: list[RayReplica] = []
         try:
-            await asyncio.gather(*starts)
+            if self._settings.preparation.evaluation_budget is None:
+                await self._begin_more(replicas, 1)
+            await self._begin_more(replicas, self._config.scale.min_replicas - len(replicas))
         except BaseException as error:
-            for task in starts:
-                task.cancel()
-            await asyncio.gather(*starts, return_exceptions=True)
             for replica in replicas:
                 replica.kill()
             self._put_thread.shutdown(wait=False)
@@ -172,6 +171,18 @@ class RayPool:
         return RayReplica(
             self._cluster, actor, self._settings, self._config, self._latents, self._clock
         )
+
+    async def _begin_more(self, replicas: list[RayReplica], count: int) -> None:
+        """So many more, side by side."""
+        more = [self._spawn() for _ in range(count)]
+        replicas += more
+        starts = [asyncio.create_task(self._begin(replica)) for replica in more]
+        try:
+            await asyncio.gather(*starts)
+        finally:
+            for task in starts:
+                task.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
 
     async def _begin(self, replica: RayReplica) -> None:
         """Start a replica and check that it holds the teacher that the others do."""

@@ -34,7 +34,7 @@ from carv_server.replicas.wire_teacher import (
 from carv_server.teachers.protocol import Source, SourceError, TeacherDescription, Tensors
 from carv_server.teachers.registry import TeacherRegistration
 
-__all__ = ["RayReplica", "WorkerError", "WorkerSettings"]
+__all__ = ["RayReplica", "WorkerError", "WorkerSettings", "load_packet"]
 
 _log = logging.getLogger(__name__)
 
@@ -108,8 +108,11 @@ class RayReplica:
         """
         registration = self._settings.registration
         reply = await self._call(
-            self._actor.load, self._config.start_seconds, _load_packet(self._settings)
+            self._actor.load, self._config.start_seconds, load_packet(self._settings)
         )
+        # What was said there, where no log is kept.
+        for level, message in reply["said"]:
+            _log.log(level, "process %d: %s", reply["pid"], message)
         if "refused" in reply:
             raise ReplicaStartError(f"teacher {registration.id}: {reply['refused']}")
         self._description = unpack_description(reply["description"])
@@ -256,7 +259,8 @@ class RayReplica:
         self._running += change
 
 
-def _load_packet(settings: WorkerSettings) -> LoadPacket:
+def load_packet(settings: WorkerSettings) -> LoadPacket:
+    """What a worker is told."""
     registration, preparation = settings.registration, settings.preparation
     return LoadPacket(
         teacher=registration.id,

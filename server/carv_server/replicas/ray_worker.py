@@ -4,13 +4,15 @@ arrays only. Knows nothing of ray."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 import traceback
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -92,9 +94,14 @@ class Worker:
         return os.getpid()
 
     async def load(self, packet: LoadPacket) -> Reply:
-        """Load the teacher and run it once; ``{"description", "device", "pid",
-        "evaluation_budget", "seconds"}``, or ``{"refused"}``: why the folder cannot be served, or
-        what the device lacks."""
+        """Load the teacher and make it ready; ``{"description", "device", "evaluation_budget",
+        "seconds"}``, or ``{"refused"}``: why the folder cannot be served, or what the device
+        lacks. With ``{"pid", "said"}``: what was logged meanwhile, (level, message)."""
+        with _overheard() as said:
+            reply = await self._load(packet)
+        return {**reply, "pid": os.getpid(), "said": said}
+
+    async def _load(self, packet: LoadPacket) -> Reply:
         started = time.perf_counter()
         name = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(name if packet["device"] == "auto" else packet["device"])
@@ -111,14 +118,14 @@ class Worker:
             if packet["warm_up"]:
                 await replica.warm_up(prepared.warm_sizes)
         except Exception as error:  # noqa: BLE001 - crosses as text, whatever it is
-            return {"refused": f"{type(error).__name__}: {error}"}
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            return {"refused": f"{kind}{error}"}
         self._replica = replica
         if self._own_process:
             settle_heap()
         return {
             "description": pack_description(prepared.teacher.description),
             "device": device.type,
-            "pid": os.getpid(),
             "evaluation_budget": prepared.evaluation_budget,
             "seconds": time.perf_counter() - started,
         }
@@ -169,6 +176,26 @@ class Worker:
     def _forget(self, keep: int) -> None:
         while len(self._conditionings) > max(keep, _MAX_CONDITIONINGS):
             self._conditionings.popitem(last=False)
+
+
+@contextmanager
+def _overheard() -> Iterator[list[tuple[int, str]]]:
+    """What this package logs inside, from INFO on."""
+    said: list[tuple[int, str]] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append((record.levelno, record.getMessage()))
+
+    logger, listener = logging.getLogger("carv_server"), Listener(logging.INFO)
+    level = logger.level
+    logger.addHandler(listener)
+    logger.setLevel(logging.INFO)
+    try:
+        yield said
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(listener)
 
 
 def _prepared(packet: LoadPacket, device: torch.device) -> PreparedTeacher:

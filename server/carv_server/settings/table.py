@@ -150,8 +150,9 @@ SETTINGS: tuple[Setting, ...] = (
         "start_seconds",
         Number(0, above=True, whole=False),
         None,
-        "until a replica that has not loaded its teacher is given up; by default 600, and 3600 "
-        "where it compiles",
+        "until a replica that has found no place or loaded no teacher is given up; by default 600, "
+        "and 3600 where it compiles for a GPU",
+        "replica_start_seconds",
     ),
     Setting(
         "metrics",

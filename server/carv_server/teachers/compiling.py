@@ -74,6 +74,10 @@ class _AnyBatch(_Compiled):
 def missing_compiler(device: torch.device) -> str | None:
     """What torch.compile lacks for the device, or None."""
     if device.type == "cuda":
-        return None if importlib.util.find_spec("triton") else "the triton package"
+        if not importlib.util.find_spec("triton"):
+            return "the triton package"
+        # It builds what launches its kernels.
+        names = (os.environ.get("CC", "gcc"), "gcc", "clang")
+        return None if any(map(shutil.which, names)) else "a C compiler (gcc or clang)"
     names = (os.environ.get("CXX", "g++"), "g++", "clang++")
     return None if any(map(shutil.which, names)) else "a C++ compiler (g++ or clang++)"

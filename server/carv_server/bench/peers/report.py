@@ -9,7 +9,7 @@ from carv_server.bench.cells import Measured
 from carv_server.bench.figures import plot_bars
 from carv_server.bench.load.book import Book, Chapter
 from carv_server.bench.load.rounds import other_work, over_rounds
-from carv_server.bench.peers.contender import CARV_WAYS
+from carv_server.bench.peers.contender import CARV_STREAM, CARV_WAYS
 from carv_server.bench.peers.registry import Peer
 from carv_server.bench.peers.rounds import Lap, Reading
 from carv_server.bench.peers.workload import MAX_BATCH, Workload
@@ -174,8 +174,8 @@ def _rounds(lap: Lap) -> Table:
 
 def _targets(workload: Workload, readings: Sequence[Reading]) -> list[Target]:
     """At the most clients: a share of the bare model, and no peer ahead; at four: a lead. By the
-    least of the ways that CARV is asked in; the lead also by the best one, since peers are asked
-    in the one that serves them best."""
+    least of the ways that CARV is asked in; the lead also by calls that stay open, which is how
+    ``client.submit`` asks."""
     found: list[Target] = []
     others = [name for name in _names(readings) if name not in CARV_WAYS]
     most = max(workload.clients)
@@ -213,8 +213,10 @@ def _targets(workload: Workload, readings: Sequence[Reading]) -> list[Target]:
         )
     if others and workload.id == "simulated" and 4 in workload.clients:
         name, best = max(((name, share(name, 4)) for name in others), key=by_value)
-        way, highest = max(((way, share(way, 4)) for way in ours), key=by_value)
-        for asked, own in (("", least_share(4)), (f", {way.removeprefix('CARV, ')}", highest)):
+        leads = {"": least_share(4)}
+        if CARV_STREAM in ours:
+            leads[" on open calls"] = share(CARV_STREAM, 4)
+        for asked, own in leads.items():
             lead = own.over(best)
             found.append(
                 Target(

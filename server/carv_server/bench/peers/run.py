@@ -9,7 +9,6 @@ network where loopback is all there is, and measures there.
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from carv_server.bench.arguments import interrupt_once, on_sigterm
 
 __all__ = ["Plan", "measure_in_private", "prepare"]
 
@@ -78,18 +79,15 @@ def measure_in_private(plan: Plan) -> int:
         [sys.executable, "-m", "carv_server.bench.peers.run"], stdin=subprocess.PIPE, text=True
     )
     assert child.stdin is not None
-    json.dump(asdict(plan), child.stdin)
-    child.stdin.close()
-    before = signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
-    try:
+    with on_sigterm(lambda number, frame: child.terminate()):
+        json.dump(asdict(plan), child.stdin)
+        child.stdin.close()
         while True:
             try:
                 return child.wait()
             except KeyboardInterrupt:
                 # The terminal told the child too: it ends its servers and writes what it has.
                 continue
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _measure(plan: Plan, *, private: bool, why: str) -> int:
@@ -163,7 +161,6 @@ def _site_packages() -> str:
 def main() -> int:
     from carv_server.bench.peers.private_network import enter_private_network
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     stated: dict[str, Any] = json.load(sys.stdin)
     plan = Plan(**stated)
     private, why = True, ""
@@ -171,7 +168,8 @@ def main() -> int:
         enter_private_network()
     except OSError as error:
         private, why = False, str(error)
-    return _measure(plan, private=private, why=why)
+    with on_sigterm(interrupt_once):
+        return _measure(plan, private=private, why=why)
 
 
 if __name__ == "__main__":

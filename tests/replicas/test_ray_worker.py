@@ -174,7 +174,8 @@ def test_a_worker_is_told_what_the_server_was(
         ray=RayConfig(cpus_per_replica=2.0),
         dtype="bfloat16",
         tune=asked == "",
-        **({asked: True} if asked else {}),
+        compile=asked == "compile",
+        cuda_graphs=asked == "cuda_graphs",
     )
     with pools.ray_pools(config) as made:
         packet = load_packet(made["mixture"]._settings)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from carv_server.history import DrawHistories, history_key
+from carv_server.history import DrawHistories, HistoryKey, history_key
 from carv_server.request import DrawSpec, EstimateRequest, PredictRequest
 from carv_server.rows import make_work, planned_order
 from carv_server.sampling.objective import ObjectiveTables
@@ -156,14 +156,17 @@ async def estimate_gradient(
         plans = [spec]
     parts = await together([_evaluate(request, plan, scheduler, terms) for plan in plans])
     if key is not None:
-        for part in parts:
-            histories.record(
-                key,
-                request.seed,
-                part.plan.timesteps.reshape(-1),
-                part.residuals.reshape(-1, 3),
-            )
+        # Once the answer is on its way.
+        asyncio.get_running_loop().call_soon(_record_draws, histories, key, request.seed, parts)
     return _merged(parts, resolved, request.objective)
+
+
+def _record_draws(
+    histories: DrawHistories, key: HistoryKey, seed: int, parts: Sequence[_Part]
+) -> None:
+    for part in parts:
+        timesteps, residuals = part.plan.timesteps, part.residuals
+        histories.record(key, seed, timesteps.reshape(-1), residuals.reshape(-1, 3))
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -187,6 +187,8 @@ def test_the_vjp_is_what_backward_gives() -> None:
     np.testing.assert_allclose(second, 2 * expected, rtol=1e-5, atol=1e-6)
 
 
+# Whether it finds that drawing again pays goes by the machine's time of a draw.
+@pytest.mark.filterwarnings("ignore::carv_client.AmortisationWarning")
 def test_a_planner_is_handed_on_and_sees_the_parameters(analytic_server: str) -> None:
     seconds = itertools.count()
     planner = DrawPlanner(warm_up=8, clock=lambda: float(next(seconds)))

@@ -194,8 +194,7 @@ class _Observing:
     ) -> None:
         observed = self._observed
         if error is None:
-            # Counted once the answer is on its way: nobody shall wait for the accounts.
-            asyncio.get_running_loop().call_soon(observed.succeeded)
+            observed.succeeded()
         elif isinstance(error, asyncio.CancelledError):
             observed.cancelled(late=_past_deadline(self._context, observed.seconds))
         elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):

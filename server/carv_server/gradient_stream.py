@@ -147,8 +147,7 @@ class GradientStream:
             try:
                 self._admission.check(call.size)
                 answer = {"estimate": await self._in_time(message.estimate, call)}
-                # As for a call: the answer goes first.
-                asyncio.get_running_loop().call_soon(observed.succeeded)
+                observed.succeeded()
             except Exception as error:  # noqa: BLE001 - to the log, and INTERNAL to the client
                 failure = as_request_error(error, "StreamGradients")
                 observed.failed(failure)

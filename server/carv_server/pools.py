@@ -40,7 +40,8 @@ def ray_pools(config: ServerConfig) -> Iterator[dict[str, RayPool]]:
         wanted.check(cpu)
     cluster = open_cluster(config.ray, len(ids))
     try:
-        if config.device == "auto" and not cluster.gpus:
+        given = config.ray.gpus_per_replica
+        if config.device == "auto" and not (cluster.gpus if given is None else given):
             wanted.check(cpu)
         yield {
             registration.id: RayPool(

@@ -101,7 +101,8 @@ def on_sigterm(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 def interrupt_once(number: int, frame: FrameType | None) -> None:
     """A handler: KeyboardInterrupt, and no other until what it unwinds has been written; whoever
     ends a whole group of processes may tell each of them twice."""
-    signal.signal(number, signal.SIG_IGN)
+    # Not SIG_IGN, which a process that is started while unwinding would keep.
+    signal.signal(number, lambda number, frame: None)
     raise KeyboardInterrupt
 
 

@@ -30,7 +30,9 @@ class CallTrace(Protocol):
         """The request has been read and checked."""
         ...
 
-    def end(self, call: CallNotes, code: int, reason: str) -> None: ...
+    def end(self, call: CallNotes, code: int, reason: str, ended_at: float) -> None:
+        """``ended_at``: reading of ``perf_counter``."""
+        ...
 
 
 class Sampled(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from typing import TypeVar
@@ -46,17 +47,22 @@ def load_in(registration: TeacherRegistration, device: torch.device, dtype: str)
     reduced = reduced_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     if reduced in (None, torch.float32):
         return load(torch.float32)
-    exact = _unless_out_of_memory(lambda: load(torch.float32))
+    exact = _unless_out_of_memory(registration.id, lambda: load(torch.float32))
+    if exact is None:
+        # Parts of it may lie about in cycles, and would not leave room.
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     if exact is not None and not isinstance(exact, Compilable):
         return exact
-    gradient = None if exact is None else _gradient(exact)
+    gradient = None if exact is None else _gradient(registration.id, exact)
     if device.type != "cpu":
         exact = None  # never two networks on a device
     teacher = load(reduced)
     if device.type == "cpu" and dtype == "auto" and exact and not is_faster(teacher, exact):
         _log.info("teacher %s: float32, since %s is no faster", registration.id, _name(reduced))
         return exact
-    found = None if gradient is None else _gradient(teacher)
+    found = None if gradient is None else _gradient(registration.id, teacher)
     if gradient is not None and found is not None:
         _log.info(
             "teacher %s: %s; the gradient of a fixed probe is within %.2g of float32's, relative",
@@ -67,17 +73,19 @@ def load_in(registration: TeacherRegistration, device: torch.device, dtype: str)
     return teacher
 
 
-def _gradient(teacher: Teacher) -> torch.Tensor | None:
-    return _unless_out_of_memory(lambda: probe_gradient(teacher))
+def _gradient(teacher_id: str, teacher: Teacher) -> torch.Tensor | None:
+    return _unless_out_of_memory(teacher_id, lambda: probe_gradient(teacher))
 
 
-def _unless_out_of_memory(make: Callable[[], T]) -> T | None:
+def _unless_out_of_memory(teacher_id: str, make: Callable[[], T]) -> T | None:
     try:
         return make()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        _log.warning("reduced precision is not compared with float32: out of memory")
+        _log.warning(
+            "teacher %s: reduced precision is not compared with float32: out of memory", teacher_id
+        )
         return None
 
 

@@ -20,7 +20,7 @@ class RayConfig:
         gpus_per_replica: may be a fraction; None is 1 where the cluster has GPUs, else 0.
         cpus_per_replica: what Ray sets aside, and the threads of a forward on a CPU.
         connect_seconds: until an address that does not answer is given up.
-        start_seconds: until a replica that has not loaded its teacher is given up.
+        start_seconds: until a replica that has found no place or loaded no teacher is given up.
         probe_seconds: between two probes of a replica.
         probe_timeout_seconds: until a probe that is not answered means a lost replica.
         forward_timeout_seconds: until a microbatch that is not answered means a lost replica.

@@ -174,9 +174,9 @@ class RayPool:
 
     async def _begin_more(self, replicas: list[RayReplica], count: int) -> None:
         """So many more, side by side."""
-        more = [self._spawn() for _ in range(count)]
-        replicas += more
-        starts = [asyncio.create_task(self._begin(replica)) for replica in more]
+        first = len(replicas)
+        replicas.extend(self._spawn() for _ in range(count))
+        starts = [asyncio.create_task(self._begin(replica)) for replica in replicas[first:]]
         try:
             await asyncio.gather(*starts)
         finally:

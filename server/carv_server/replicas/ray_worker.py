@@ -33,6 +33,7 @@ from carv_server.replicas.wire_teacher import (
     unpack_source,
     unpack_tensors,
 )
+from carv_server.teachers.folder import TeacherFolderError
 from carv_server.teachers.protocol import SourceError
 from carv_server.teachers.registry import TeacherRegistration
 
@@ -88,6 +89,8 @@ class Worker:
         self._replica: InProcessReplica | None = None
         self._conditionings: OrderedDict[str, Conditioning] = OrderedDict()
         self._own_process = own_process
+        if own_process:  # into the file that Ray keeps of it
+            logging.basicConfig(level=logging.INFO)
 
     async def ping(self) -> int:
         """This process's id: proof that it still schedules."""
@@ -118,7 +121,8 @@ class Worker:
             if packet["warm_up"]:
                 await replica.warm_up(prepared.warm_sizes)
         except Exception as error:  # noqa: BLE001 - crosses as text, whatever it is
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            plain = type(error) is ValueError or isinstance(error, TeacherFolderError)
+            kind = "" if plain else f"{type(error).__name__}: "
             return {"refused": f"{kind}{error}"}
         self._replica = replica
         if self._own_process:
@@ -185,7 +189,10 @@ def _overheard() -> Iterator[list[tuple[int, str]]]:
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append((record.levelno, record.getMessage()))
+            try:
+                said.append((record.levelno, record.getMessage()))
+            except Exception:  # noqa: BLE001 - as any handler
+                self.handleError(record)
 
     logger, listener = logging.getLogger("carv_server"), Listener(logging.INFO)
     level = logger.level

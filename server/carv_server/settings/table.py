@@ -151,7 +151,7 @@ SETTINGS: tuple[Setting, ...] = (
         Number(0, above=True, whole=False),
         None,
         "until a replica that has found no place or loaded no teacher is given up; by default 600, "
-        "and 3600 where it compiles for a GPU",
+        "and 3600 where it compiles on a device other than cpu",
         "replica_start_seconds",
     ),
     Setting(

@@ -77,7 +77,7 @@ def missing_compiler(device: torch.device) -> str | None:
         if not importlib.util.find_spec("triton"):
             return "the triton package"
         # It builds what launches its kernels.
-        names = (os.environ.get("CC", "gcc"), "gcc", "clang")
+        names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
         return None if any(map(shutil.which, names)) else "a C compiler (gcc or clang)"
-    names = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
     return None if any(map(shutil.which, names)) else "a C++ compiler (g++ or clang++)"

@@ -9,10 +9,12 @@ network where loopback is all there is, and measures there.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -80,11 +82,13 @@ def measure_in_private(plan: Plan) -> int:
     )
     assert child.stdin is not None
     with on_sigterm(lambda number, frame: child.terminate()):
-        json.dump(asdict(plan), child.stdin)
-        child.stdin.close()
+        with suppress(BrokenPipeError):  # it has been ended already
+            json.dump(asdict(plan), child.stdin)
+            child.stdin.close()
         while True:
             try:
-                return child.wait()
+                code = child.wait()
+                return 130 if code == -signal.SIGTERM else code  # ahead of its own handler
             except KeyboardInterrupt:
                 # The terminal told the child too: it ends its servers and writes what it has.
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,24 @@ def test_runs_do_not_learn_from_each_other(laboratory: Laboratory, state: State)
         first, second = server.warm([chain("first"), chain("second")], 10, seed=1)
     np.testing.assert_array_equal(first.root_second_moment, alone.root_second_moment)
     assert np.any(second.root_second_moment != first.root_second_moment), "noise of its own"
+
+
+def test_a_run_learns_from_each_answer_before_its_next_request(
+    laboratory: Laboratory, state: State
+) -> None:
+    """Breaks with: requests that overtake what the answer before them taught."""
+    objective = guided_objective(laboratory.schedule, 7.5)
+    latents, prompt = state.latents[None], state.conditioning
+    chain = Chain("run", latents, [prompt], objective, 8)
+    first = 1 + (zlib.crc32(b"run") << 8)  # as ``warm`` counts
+    with LiveServer(laboratory) as server:
+        (past,) = server.warm([chain], 3, seed=1)
+    with LiveServer(laboratory) as server:
+        for i in range(3):
+            server.estimate(latents, prompt, objective, Sampling(), 8, first + i, "run")
+        one_by_one = server.past(chain)
+    assert past.draws == one_by_one.draws
+    np.testing.assert_array_equal(past.root_second_moment, one_by_one.root_second_moment)
 
 
 def test_factors_keep_inner_products_of_parameter_gradients() -> None:

@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from carv_server.afterwards import afterwards
-from carv_server.history import DrawHistories, HistoryKey, history_key
+from carv_server.history import DrawHistories, history_key
 from carv_server.request import DrawSpec, EstimateRequest, PredictRequest
 from carv_server.rows import make_work, planned_order
 from carv_server.sampling.objective import ObjectiveTables
@@ -134,11 +133,7 @@ async def estimate_gradient(
     histories: DrawHistories,
     terms: Terms,
 ) -> Estimate:
-    """The histories learn from its draws in the event loop's next turn.
-
-    Raises:
-        RequestError: as ``Scheduler.submit``.
-    """
+    """Raises RequestError as ``Scheduler.submit``."""
     spec, resolved, key = request.draws, None, None
     if isinstance(spec, DrawSpec):
         key = history_key(
@@ -161,19 +156,14 @@ async def estimate_gradient(
         plans = [spec]
     parts = await together([_evaluate(request, plan, scheduler, terms) for plan in plans])
     if key is not None:
-        made = [(part.plan.timesteps.reshape(-1), part.residuals.reshape(-1, 3)) for part in parts]
-        afterwards(_record, histories, key, request.seed, made)
+        for part in parts:
+            histories.record(
+                key,
+                request.seed,
+                part.plan.timesteps.reshape(-1),
+                part.residuals.reshape(-1, 3),
+            )
     return _merged(parts, resolved, request.objective)
-
-
-def _record(
-    histories: DrawHistories,
-    key: HistoryKey,
-    seed: int,
-    made: Sequence[tuple[npt.NDArray[np.int64], Float64Array]],
-) -> None:
-    for timesteps, residuals in made:
-        histories.record(key, seed, timesteps, residuals)
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -241,7 +231,7 @@ def _merged(
         evaluations=sum(part.evaluations for part in parts),
         queue_seconds=min(part.result.queue_seconds for part in parts),
         compute_seconds=sum(part.result.compute_seconds for part in parts),
-        make_record=lambda: _draw_record(parts, objective),
+        make_record=lambda: _record(parts, objective),
     )
 
 
@@ -254,7 +244,7 @@ def _joined(
     return np.concatenate([values(part) for part in parts], axis=1)
 
 
-def _draw_record(parts: Sequence[_Part], objective: ObjectiveTables) -> DrawRecord:
+def _record(parts: Sequence[_Part], objective: ObjectiveTables) -> DrawRecord:
     timesteps = _joined(parts, lambda part: part.plan.timesteps)
     return DrawRecord(
         timesteps=timesteps,

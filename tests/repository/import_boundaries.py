@@ -45,8 +45,7 @@ SERVER_LAYERS: tuple[tuple[str, ...], ...] = (
     ("tenants", "tls"),  # who may call, and how it is encrypted
     ("errors",),  # plain exceptions that any of the above may raise
     ("sampling",),
-    # the machine under the process, its event loop, and its end
-    ("host", "afterwards", "ending"),
+    ("host", "ending"),  # the machine under the process, and its end
 )
 
 # (module, target): upward imports that are meant.

@@ -43,7 +43,7 @@ class AccessLog:
     def ended(
         self, method: str, code: int, reason: str, seconds: float, fields: Sequence[str] = ()
     ) -> None:
-        """A request has ended, in its own context.
+        """A request has ended, in its own task.
 
         Args:
             reason: of the catalogue, or "".

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from carv.errors import STATUS_CODES, Reason
-from carv_server.afterwards import afterwards
 from carv_server.errors import RequestError
 from carv_server.observability.access_log import AccessLog
 from carv_server.observability.counts import RequestCounts, TeacherCounts
@@ -140,16 +139,12 @@ class ObservedCall(CallNotes):
         self._sent = (self.draws, self.evaluations, self.compute_seconds)
 
     def succeeded(self) -> None:
-        """Its answer is ready. It ends now, and is counted when that is on its way."""
-        if self._open:
-            self._open = False
-            afterwards(self._count_answer, self.seconds)
-
-    def _count_answer(self, seconds: float) -> None:
-        self._count(0, "", (), seconds)
+        if not self._open:
+            return
         teacher = self._observers.teachers.get(self.teacher)
         if teacher is not None:
             teacher.on_answer(self)
+        self._end(0, "")
 
     def failed(self, error: RequestError) -> None:
         """With an error of the catalogue, which is told the request's id for the client."""
@@ -168,23 +163,19 @@ class ObservedCall(CallNotes):
             self._end(_CANCELLED, Reason.CANCELLED.value)
 
     def _end(self, code: int, reason: str, fields: Iterable[str] = ()) -> None:
-        """A failure is counted before it is told."""
         self._open = False
-        self._count(code, reason, fields, self.seconds)
-
-    def _count(self, code: int, reason: str, fields: Iterable[str], seconds: float) -> None:
-        """``seconds``: from its arrival to its end."""
         observers = self._observers
+        seconds = self.seconds
         observers.requests.end(self.method, code, self.tenant, seconds, reason)
         teacher = observers.teachers.get(self.teacher)
         if code and teacher is not None:
             teacher.on_spent(self.tenant, *self._sent)
         if code or observers.access.every_request:
-            token = CURRENT_CALL.set(self)  # also where that is another task, or none
+            token = CURRENT_CALL.set(self)  # also where another task ends it
             observers.access.ended(self.method, code, reason, seconds, tuple(fields))
             CURRENT_CALL.reset(token)
         if self.trace is not None:
-            self.trace.end(self, code, reason, self._started + seconds)
+            self.trace.end(self, code, reason)
 
     def _read(self, *keys: str) -> dict[str, str]:
         return {

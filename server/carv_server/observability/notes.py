@@ -30,9 +30,7 @@ class CallTrace(Protocol):
         """The request has been read and checked."""
         ...
 
-    def end(self, call: CallNotes, code: int, reason: str, ended_at: float) -> None:
-        """``ended_at``: reading of ``perf_counter``."""
-        ...
+    def end(self, call: CallNotes, code: int, reason: str) -> None: ...
 
 
 class Sampled(NamedTuple):

@@ -166,7 +166,7 @@ class _Trace:
     def checked(self) -> None:
         self._checked = time.perf_counter()
 
-    def end(self, call: CallNotes, code: int, reason: str, ended_at: float) -> None:
+    def end(self, call: CallNotes, code: int, reason: str) -> None:
         span = self._span
         span.set_attributes(
             {
@@ -185,8 +185,8 @@ class _Trace:
             span.set_attribute("carv.reason", reason)
         if CODES[code] in _FAULTS:
             span.set_status(Status(StatusCode.ERROR, reason))
-        ended = self._perf_to_wall + int(ended_at * 1e9)
-        # A failure too is told first.
+        ended = self._perf_to_wall + int(time.perf_counter() * 1e9)
+        # The answer goes first.
         asyncio.get_running_loop().call_soon(self._finish, ended, code)
 
     def _finish(self, ended: int, code: int) -> None:

@@ -13,12 +13,12 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["ended_by_signals", "leave", "shut_down", "signals_heard"]
+__all__ = ["ended_by_signals", "leave", "on_sigterm", "shut_down", "signals_heard"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _signals_heard: list[int] = []
@@ -52,6 +52,17 @@ def ended_by_signals() -> Iterator[None]:
         watch.join()
         ours.close()
         _signals_heard.clear()
+
+
+@contextmanager
+def on_sigterm(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """The handler inside, and the one before it afterwards."""
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        if before is not None:  # else a library set it, and only that can do so again
+            signal.signal(signal.SIGTERM, before)
 
 
 def _heard(number: int, frame: FrameType | None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from carv_server import cli
-from carv_server.bench.arguments import interrupt_once, on_sigterm
+from carv_server.bench.arguments import interrupt_once
 from carv_server.bench.cells import Measured
 from carv_server.bench.load.book import Book
 from carv_server.bench.load.flow import Observed
@@ -18,6 +18,7 @@ from carv_server.bench.service import run as service_run
 from carv_server.bench.service.desk import Desk, Results, Scale
 from carv_server.bench.service.run import PARTS, scale_for
 from carv_server.bench.tables import Origin, Table
+from carv_server.ending import on_sigterm
 from tests.bench.test_outputs import check_picture
 
 ORIGIN = Origin("carv bench serving", "a machine", "2026-11-26")

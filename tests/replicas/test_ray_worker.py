@@ -205,7 +205,7 @@ def test_graphs_without_a_gpu_in_the_cluster_are_refused(monkeypatch: pytest.Mon
 
 
 def test_what_a_worker_logs_crosses(tmp_path: Path) -> None:
-    """Breaks with: a log of an actor's own, which nobody keeps."""
+    """Breaks with: a log that is in a file of Ray's alone."""
     packet = _packet(write_oracle_folder(tmp_path), compile=True)
     reply = asyncio.run(Worker().load(packet))
     assert (logging.INFO, "teacher mixture has no network to compile") in reply["said"]

@@ -9,10 +9,11 @@ import math
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
+
+from carv_server.ending import on_sigterm
 
 __all__ = [
     "above_zero",
@@ -22,7 +23,6 @@ __all__ = [
     "interruptible",
     "make_folders",
     "minutes",
-    "on_sigterm",
     "positive",
     "today",
 ]
@@ -85,17 +85,6 @@ def interruptible(run: Run) -> Run:
             return run(arguments)
 
     return wrapped
-
-
-@contextmanager
-def on_sigterm(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """The handler inside, and the one before it afterwards."""
-    before = signal.signal(signal.SIGTERM, handler)
-    try:
-        yield
-    finally:
-        if before is not None:  # else a library set it, and only that can do so again
-            signal.signal(signal.SIGTERM, before)
 
 
 def interrupt_once(number: int, frame: FrameType | None) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
-import signal
 import sys
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from carv_server.demo.convention import PromptError, embedded_folder, read_convention
+from carv_server.ending import on_sigterm
 
 __all__ = ["register"]
 
@@ -96,16 +96,13 @@ def _run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         command=shlex.join(["carv", *sys.argv[1:]]),
     )
-    # Unwinds, so that the server is stopped.
-    before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        metrics = run_demo(demo)
+        with on_sigterm(_terminated):  # unwinds, so that the server is stopped
+            metrics = run_demo(demo)
     except ServerFailed as error:
         return _fail(str(error), 1)
     except CarvError as error:
         return _fail(f"the server failed: {error}; its log: {demo.output / 'server.log'}", 1)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     for method in metrics["methods"].values():
         final = method["final"]
         print(

@@ -53,7 +53,7 @@ def load_in(registration: TeacherRegistration, device: torch.device, dtype: str)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    if exact is not None and not isinstance(exact, Compilable):
+    elif not isinstance(exact, Compilable):
         return exact
     gradient = None if exact is None else _gradient(registration.id, exact)
     if device.type != "cpu":

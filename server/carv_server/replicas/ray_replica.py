@@ -110,7 +110,7 @@ class RayReplica:
         reply = await self._call(
             self._actor.load, self._config.start_seconds, load_packet(self._settings)
         )
-        # What was said there, where no log is kept.
+        # What was said there: else it is in a file of Ray's alone.
         for level, message in reply["said"]:
             _log.log(level, "process %d: %s", reply["pid"], message)
         if "refused" in reply:

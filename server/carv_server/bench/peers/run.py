@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from carv_server.bench.arguments import interrupt_once, on_sigterm
+from carv_server.bench.arguments import interrupt_once
+from carv_server.ending import on_sigterm
 
 __all__ = ["Plan", "measure_in_private", "prepare"]
 

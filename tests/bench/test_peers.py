@@ -32,17 +32,17 @@ from carv_server.bench.load.wire import call_once
 from carv_server.bench.peers import run as peers_run
 from carv_server.bench.peers.codec import FORMATS
 from carv_server.bench.peers.command import windows
-from carv_server.bench.peers.contender import (
+from carv_server.bench.peers.contender import StartFailed, running_carv, running_peer
+from carv_server.bench.peers.install import InstallFailed, install
+from carv_server.bench.peers.registry import (
     CARV_ESTIMATE,
     CARV_PREDICT,
     CARV_STREAM,
     CARV_WAYS,
-    StartFailed,
-    running_carv,
-    running_peer,
+    PEERS,
+    SCRIPTS,
+    Peer,
 )
-from carv_server.bench.peers.install import InstallFailed, install
-from carv_server.bench.peers.registry import PEERS, SCRIPTS, Peer
 from carv_server.bench.peers.report import write_document, write_results
 from carv_server.bench.peers.rounds import Lap, Reading
 from carv_server.bench.peers.run import Plan, measure_in_private

@@ -15,7 +15,7 @@ from carv_server.bench.arguments import (
     positive,
     today,
 )
-from carv_server.bench.peers.registry import PEERS
+from carv_server.bench.peers.registry import CARV_WAYS, NETWORK_SLOWNESS, PEERS
 
 __all__ = ["register", "windows"]
 
@@ -28,7 +28,6 @@ _CLIENTS = (1, 4, 16)
 _WARM_SECONDS = 1.0
 _QUICK = (1.0, 0.4)
 _START_SECONDS = 8.0  # of a contender, on average, with its end
-_SLOWNESS = 2.5  # of the network's windows
 
 
 def register(
@@ -79,10 +78,9 @@ def register(
 
 def windows(length: float, rounds: int, peers: int, workloads: list[str]) -> float:
     """Seconds of a window on the simulated device, so that all takes about ``length`` minutes."""
-    contenders = peers + 1  # of which CARV is asked in three ways
-    slowness = sum(_SLOWNESS if name == "network" else 1.0 for name in workloads)
-    starting = rounds * len(workloads) * contenders * _START_SECONDS
-    shares = rounds * (contenders + 2) * len(_CLIENTS) * slowness
+    slowness = sum(NETWORK_SLOWNESS if name == "network" else 1.0 for name in workloads)
+    starting = rounds * len(workloads) * (peers + 1) * _START_SECONDS
+    shares = rounds * (peers + len(CARV_WAYS)) * len(_CLIENTS) * slowness
     return max(_QUICK[0], (60.0 * length - starting) / shares - _WARM_SECONDS)
 
 

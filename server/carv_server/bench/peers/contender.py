@@ -30,16 +30,18 @@ from carv_server.bench.load.requests import (
 from carv_server.bench.load.wire import CallFailed, Target, call_once
 from carv_server.bench.peers.codec import FORMATS
 from carv_server.bench.peers.install import python_of
-from carv_server.bench.peers.registry import SCRIPTS, Peer
+from carv_server.bench.peers.registry import (
+    CARV_ESTIMATE,
+    CARV_PREDICT,
+    CARV_STREAM,
+    SCRIPTS,
+    Peer,
+)
 from carv_server.bench.peers.scripts.work import PORT_VARIABLE, WORK_VARIABLE
 from carv_server.bench.peers.workload import EVENT_SHAPE, MAX_BATCH, Workload
 from carv_server.demo.process import running_server
 
 __all__ = [
-    "CARV_ESTIMATE",
-    "CARV_PREDICT",
-    "CARV_STREAM",
-    "CARV_WAYS",
     "Ask",
     "Running",
     "StartFailed",
@@ -47,11 +49,6 @@ __all__ = [
     "running_peer",
 ]
 
-CARV_ESTIMATE = "CARV, EstimateGradient"
-CARV_PREDICT = "CARV, PredictNoise"
-CARV_STREAM = "CARV, StreamGradients"
-CARV_WAYS = (CARV_ESTIMATE, CARV_PREDICT, CARV_STREAM)
-"""How CARV is asked."""
 _RUN_VARIABLE = "CARV_PEER_RUN"
 _START_SECONDS = 120.0
 _CALL_SECONDS = 20.0

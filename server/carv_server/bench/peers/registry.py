@@ -1,6 +1,6 @@
-"""The peers: how each is installed, started and asked.
+"""Who is compared: how CARV is asked, and how each peer is installed, started and asked.
 
-Each has its batching on, at most eight rows, with the window that served it best among 0, 2, 5
+Each peer has its batching on, at most eight rows, with the window that served it best among 0, 2, 5
 and 10 ms on two cores; one worker process, since there is one device; and the leanest request
 format that its public interface takes.
 """
@@ -14,7 +14,24 @@ from pathlib import Path
 
 from carv_server.bench.load.wire import Target
 
-__all__ = ["PEERS", "SCRIPTS", "Peer"]
+__all__ = [
+    "CARV_ESTIMATE",
+    "CARV_PREDICT",
+    "CARV_STREAM",
+    "CARV_WAYS",
+    "NETWORK_SLOWNESS",
+    "PEERS",
+    "SCRIPTS",
+    "Peer",
+]
+
+CARV_ESTIMATE = "CARV, EstimateGradient"
+CARV_PREDICT = "CARV, PredictNoise"
+CARV_STREAM = "CARV, StreamGradients"
+CARV_WAYS = (CARV_ESTIMATE, CARV_PREDICT, CARV_STREAM)
+"""How CARV is asked."""
+NETWORK_SLOWNESS = 2.5
+"""The network's windows are so many times as long as the simulated device's."""
 
 SCRIPTS = Path(__file__).parent / "scripts"
 _NUMPY = "numpy==2.4.6"

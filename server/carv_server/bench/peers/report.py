@@ -9,8 +9,7 @@ from carv_server.bench.cells import Measured
 from carv_server.bench.figures import plot_bars
 from carv_server.bench.load.book import Book, Chapter
 from carv_server.bench.load.rounds import other_work, over_rounds
-from carv_server.bench.peers.contender import CARV_STREAM, CARV_WAYS
-from carv_server.bench.peers.registry import Peer
+from carv_server.bench.peers.registry import CARV_STREAM, CARV_WAYS, Peer
 from carv_server.bench.peers.rounds import Lap, Reading
 from carv_server.bench.peers.workload import MAX_BATCH, Workload
 from carv_server.bench.tables import Cell, Table

@@ -99,8 +99,7 @@ def _measure(plan: Plan, *, private: bool, why: str) -> int:
     # After the network has changed: these start threads.
     from carv_server.bench.load.bare import BareFailed
     from carv_server.bench.load.book import Book
-    from carv_server.bench.peers.contender import CARV_WAYS
-    from carv_server.bench.peers.registry import PEERS
+    from carv_server.bench.peers.registry import CARV_WAYS, PEERS
     from carv_server.bench.peers.report import write_document, write_results
     from carv_server.bench.peers.rounds import Lap, Site, run_round
     from carv_server.bench.peers.workload import network, simulated

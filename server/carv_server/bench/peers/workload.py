@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from carv_server.bench.load.folders import DEVICE, write_network, write_simulated
+from carv_server.bench.peers.registry import NETWORK_SLOWNESS
 from carv_server.bench.peers.scripts.work import TIMESTEP_BYTES, load_work
 
 __all__ = ["EVENT_SHAPE", "MAX_BATCH", "Workload", "network", "simulated"]
@@ -99,5 +100,5 @@ def network(folder: Path, clients: Sequence[int], shared_site: str) -> Workload:
         },
         teacher=target,
         clients=clients,
-        slowness=2.5,
+        slowness=NETWORK_SLOWNESS,
     )

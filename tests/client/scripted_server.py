@@ -46,9 +46,10 @@ class Refusal:
         return cls(codes[STATUS_CODES[reason]], message, ErrorDetails(reason.value, **details))
 
 
-Answer = Message | bytes | Refusal | float
-"""A reply, its bytes, a status to end with, or seconds to stall. A stream takes several; on
-StreamGradients they answer one request, in the order of the requests."""
+Answer = Message | bytes | Refusal | float | threading.Event
+"""A reply, its bytes, a status to end with, or seconds or an event to stall for. A stream takes
+several; on StreamGradients they answer one request, in the order of the requests. A call that has
+stalled is answered with no bytes."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,14 @@ class ScriptedServer:
             left = context.time_remaining()
             self.calls.append(Call(method, request, metadata, time.monotonic(), left))
             answers = self.answer(method, request)
-            if isinstance(answers, Message | bytes | Refusal | float | int):
+            if isinstance(answers, Answer | int):
                 answers = [answers]
             if method not in STREAMS:
                 return await self._say(answers[0], context)
             try:
                 for answer in answers:
                     piece = await self._say(answer, context)
-                    if not isinstance(answer, float):
+                    if not isinstance(answer, float | threading.Event):
                         await context.write(piece)
             except asyncio.CancelledError:
                 self.cancelled.set()
@@ -145,11 +146,11 @@ class ScriptedServer:
                     metadata = dict(context.invocation_metadata())
                     self.calls.append(Call(method, request, metadata, time.monotonic(), None))
                     answers = self.answer(method, request)
-                    if isinstance(answers, Message | bytes | Refusal | float | int):
+                    if isinstance(answers, Answer | int):
                         answers = [answers]
                     for answer in answers:
                         piece = await self._say(answer, context)
-                        if not isinstance(answer, float):
+                        if not isinstance(answer, float | threading.Event):
                             await context.write(piece)
             finally:  # a client that leaves looks like one that half-closes to who reads
                 self.cancelled.set()
@@ -159,6 +160,10 @@ class ScriptedServer:
     async def _say(self, answer: Answer, context: Any) -> bytes:
         if isinstance(answer, float):
             await asyncio.sleep(answer)
+            return b""
+        if isinstance(answer, threading.Event):
+            while not answer.is_set():  # noqa: ASYNC110 (another thread sets it)
+                await asyncio.sleep(0.002)
             return b""
         if isinstance(answer, bytes):
             return answer

@@ -78,7 +78,7 @@ def test_a_refusal_is_told_with_its_fields(
 
 
 def test_no_server(latents: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    nobody = ["--address", "127.0.0.1:9", "--timeout", "1"]
+    nobody = ["--address", "127.0.0.1:9", "--timeout", "10"]
     assert main(["teachers", *nobody]) == UNAVAILABLE
     assert main(["estimate", str(latents), *nobody]) == UNAVAILABLE
     captured = capsys.readouterr()

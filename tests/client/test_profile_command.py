@@ -16,7 +16,7 @@ from carv_client._progress import ProgressBar, bar
 from carv_client.commands import OK, REFUSED, UNAVAILABLE, USAGE, main
 from carv_server import cli, profile_plot
 
-NOBODY = ["--address", "127.0.0.1:9", "--timeout", "1"]
+NOBODY = ["--address", "127.0.0.1:9", "--timeout", "10"]
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_what_is_submitted_is_what_estimate_gradient_asks_for() -> None:
         client.submit(LATENTS, C, **options).result(5)
         alone = next(c.request for c in server.calls if c.method == "EstimateGradient")
         assert server.asked[0].estimate == alone
-        assert 29.0 < server.asked[0].timeout_seconds < 30.0
+        assert 20.0 < server.asked[0].timeout_seconds < 30.0
 
 
 def test_an_unknown_keyword_is_a_type_error() -> None:
@@ -185,11 +185,12 @@ def test_a_cancelled_future_cancels_its_request() -> None:
 def test_a_deadline_ends_one_request_and_is_told_to_the_server() -> None:
     with Streaming(Held()) as server, connect(server) as client:
         slow = client.submit(LATENTS, C, seed=1)
-        quick = client.submit(LATENTS, C, seed=2, timeout=0.2)
-        with pytest.raises(DeadlineExceededError, match=r"EstimateGradient within 0\.2 s"):
-            quick.result(5)
+        until(lambda: len(server.asked) == 1)
+        quick = client.submit(LATENTS, C, seed=2, timeout=1.0)
+        with pytest.raises(DeadlineExceededError, match=r"EstimateGradient within 1\.0 s"):
+            quick.result(20)
         until(lambda: server.cancelled_ids == [server.asked[1].id])
-        assert 0.0 < server.asked[1].timeout_seconds <= 0.2
+        assert 0.0 < server.asked[1].timeout_seconds <= 1.0
         assert not slow.done()
 
 

@@ -26,7 +26,7 @@ from carv_client import (
 from carv_client._drawing import DrawSettings
 from carv_client._objective import ObjectiveSettings
 from carv_client._options import ObjectiveOptions
-from tests.client.scripted_server import Refusal, ScriptedServer, fails_first
+from tests.client.scripted_server import Answer, Refusal, ScriptedServer, fails_first
 
 HEALTHY = fails_first(0, Refusal.of(Reason.INTERNAL))
 
@@ -76,14 +76,20 @@ def test_every_question_has_the_objective_of_estimate_gradient() -> None:
 
 
 def test_one_client_serves_many_threads() -> None:
+    """Calls overlap: none is answered before as many are there as there are threads."""
+    together = threading.Event()
+
+    def answer(*_: Any) -> Answer:
+        if len(server.calls) == 16:
+            together.set()
+        return together
+
     with (
-        ScriptedServer(lambda *_: 0.1) as server,
+        ScriptedServer(answer) as server,
         TeacherClient(server.address) as client,
         ThreadPoolExecutor(16) as pool,
     ):
-        start = time.monotonic()
-        list(pool.map(lambda _: client.list_teachers(), range(64)))
-        assert time.monotonic() - start < 64 * 0.1 / 4, "calls overlap"
+        list(pool.map(lambda _: client.list_teachers(timeout=10.0), range(64)))
         assert len(server.calls) == 64
 
 
@@ -162,7 +168,7 @@ def test_the_interpreter_exits_cleanly_and_in_silence(ending: str) -> None:
             [sys.executable, "-W", "error", "-X", "dev", "-c", SCRIPT, server.address, ending],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
     assert (done.returncode, done.stderr) == (0, "")

@@ -27,6 +27,7 @@ from carv_server.observability.notes import CallNotes
 from carv_server.observability.tracing import Tracing
 from carv_server.scheduling.terms import Terms
 from carv_server.scheduling.trace import Part, WorkTrace, note_run
+from carv_server.serve import RunningServer
 from carv_server.settings.observability import TracingConfig, check_installed
 from tests.observability.support import Collector, attributes, collector, settled, watched
 from tests.server.streamed import Stream
@@ -235,6 +236,15 @@ def test_nothing_of_what_was_sent_is_in_a_trace() -> None:
         asyncio.run(main(seen))
 
 
+async def some(server: RunningServer, counter: str) -> float:
+    """A counter once it is above zero: spans are counted after they have come."""
+    for _ in range(500):
+        if (value := (await settled(server))[counter, frozenset()]) > 0:
+            return value
+        await asyncio.sleep(0.02)
+    return 0.0
+
+
 def test_lost_spans_are_counted_and_fail_no_request() -> None:
     async def main(seen: Collector) -> None:
         seen.fails = True
@@ -243,18 +253,11 @@ def test_lost_spans_are_counted_and_fail_no_request() -> None:
             channel,
         ):
             await channel.unary_unary(path("ListTeachers"))(b"")
-            for _ in range(400):
-                samples = await settled(server)
-                if samples["carv_trace_spans_dropped_total", frozenset()]:
-                    break
-                await asyncio.sleep(0.02)
-            samples = await settled(server)
-            assert samples["carv_trace_spans_dropped_total", frozenset()] == 1
+            assert await some(server, "carv_trace_spans_dropped_total") == 1
             seen.fails = False
             await channel.unary_unary(path("ListTeachers"))(b"")
             await seen.roots(1)
-            samples = await settled(server)
-            assert samples["carv_trace_spans_exported_total", frozenset()] == 1
+            assert await some(server, "carv_trace_spans_exported_total") == 1
 
     with collector() as seen:
         asyncio.run(main(seen))

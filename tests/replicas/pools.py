@@ -32,15 +32,15 @@ from tests.server.wire import path
 
 __all__ = ["CONFIG", "Served", "pool_of", "serving", "simulated_folder", "until"]
 
-_SECONDS = 60.0
+_SECONDS = 120.0
 
 # Two small replicas.
 CONFIG = RayConfig(
     scale=ScalePolicy(min_replicas=2, max_replicas=2),
     cpus_per_replica=0.25,
     probe_seconds=0.1,
-    probe_timeout_seconds=3.0,
-    start_seconds=60.0,
+    probe_timeout_seconds=10.0,
+    start_seconds=240.0,
     restart_seconds=0.1,
     object_store_bytes=100 << 20,
 )

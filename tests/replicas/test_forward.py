@@ -53,10 +53,15 @@ TEACHERS: dict[str, tuple[Callable[[Path], Teacher], Sequence[Source]]] = {
 
 
 @pytest.fixture(scope="module", params=list(TEACHERS))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
 def teacher_and_conditionings(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    family: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Teacher, list[Conditioning]]:
-    build, sources = TEACHERS[request.param]
+    build, sources = TEACHERS[family]
     teacher = build(tmp_path_factory.mktemp("teacher"))
     return teacher, conditionings_of(teacher, sources)
 
@@ -98,13 +103,16 @@ def relative(found: np.ndarray, expected: np.ndarray, scale: float | None = None
 
 
 def test_a_mixed_microbatch_equals_the_plain_formula(
-    teacher_and_conditionings: tuple[Teacher, list[Conditioning]],
+    family: str, teacher_and_conditionings: tuple[Teacher, list[Conditioning]]
 ) -> None:
+    """A processor chooses the kernels of a network by the size of the batch, each with another
+    rounding."""
+    tolerance = 1e-6 if family in ("analytic", "simulated") else 5e-6
     teacher, conditionings = teacher_and_conditionings
     works = mixed(teacher, conditionings)
     results = Forward(teacher, max_rows=11).evaluate(works)
     for work, result in zip(works, results, strict=True):
-        assert_equal(work, result, plain_forward(teacher, work), 1e-6)
+        assert_equal(work, result, plain_forward(teacher, work), tolerance)
 
 
 def test_every_small_shape_and_mix_equals_the_plain_formula() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
@@ -51,9 +52,11 @@ def test_overlapped_forwards_give_the_same_and_spend_nothing_on_the_dead() -> No
         with ThreadPoolExecutor(1) as device, ThreadPoolExecutor(2) as staging:
             replica = InProcessReplica(teacher, device, 64, staging)
             first = await replica.run(works, lambda _: True)  # learns that overlapping pays
+            begun = time.perf_counter()
             both = await asyncio.gather(
                 replica.run(works, lambda _: True), replica.run(works[:2], lambda _: True)
             )
+            wall = time.perf_counter() - begun
             teacher.rows.clear()
             beside, some, none = await asyncio.gather(
                 replica.run(works, lambda _: True),
@@ -64,7 +67,9 @@ def test_overlapped_forwards_give_the_same_and_spend_nothing_on_the_dead() -> No
         for found in (first, both[0], beside):
             _assert_same(found.results, expected)
         _assert_same(both[1].results, expected[:2])
-        assert 0.02 <= both[0].seconds < 0.06
+        # Seconds of the device alone: what one waited for the other is in neither.
+        assert min(result.seconds for result in both) >= 0.02
+        assert sum(result.seconds for result in both) <= wall
         assert some.results[1] is None
         kept = [i for i in range(5) if i != 1]
         _assert_same([some.results[i] for i in kept], [expected[i] for i in kept])

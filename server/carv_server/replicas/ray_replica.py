@@ -195,13 +195,12 @@ class RayReplica:
 
     async def watch(self) -> str:
         """Probe until the replica is lost; why. Ends at once where a call found it lost."""
-        config = self._config
         while not self._lost.done():
             try:
-                await self._call(self._actor.ping, config.probe_timeout_seconds)
+                await self._call(self._actor.ping, self._config.probe_timeout_seconds)
             except ReplicaLost:
                 break
-            await asyncio.wait({self._lost}, timeout=config.probe_seconds)
+            await asyncio.wait({self._lost}, timeout=self._config.probe_seconds)
         return self._lost.result()
 
     def take_busy_seconds(self) -> float:

@@ -16,6 +16,7 @@ from carv_client import (
     Estimate,
     InvalidRequestError,
     TeacherClient,
+    _auto,
 )
 from tests.server.teachers import oracle_teacher, running
 from tests.support.oracle import EVENT_SHAPE, oracle_mixture
@@ -116,9 +117,10 @@ def test_a_planner_learns_costs_and_variances_of_a_real_server(
 
 
 def test_baseline_probes_are_made_once_parameters_are_observed(
-    client: TeacherClient, component: Conditioning
+    client: TeacherClient, component: Conditioning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """J^T = identity here, so both spaces agree: their uniform variances are the same."""
+    monkeypatch.setattr(_auto, "_LEAST_SECONDS", 30.0)  # no probe is given up
     clock, views, calls = Upstream(), View(1), []
 
     def vjp(gradient: np.ndarray) -> np.ndarray:

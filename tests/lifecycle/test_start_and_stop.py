@@ -118,7 +118,7 @@ def _gone(process: subprocess.Popen[str]) -> None:
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0, "a signal of its own is a clean stop"
-    assert time.monotonic() - begun < 5.0
+    assert time.monotonic() - begun < 10.0, "its forward takes a minute"
     assert process.stderr is not None and "Traceback" not in process.stderr.read()
 
 

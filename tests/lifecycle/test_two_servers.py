@@ -21,7 +21,8 @@ from tests.server.wire import send
 from tests.support.process import ServerProcess
 from tests.support.timed import SHAPE, arguments
 
-CALLERS, SECONDS, LOST_AFTER = 8, 3.0, 1.0
+CALLERS = 8
+KINDS = ("unary", "submitted")
 
 
 def _has_computed(address: str) -> bool:
@@ -31,11 +32,12 @@ def _has_computed(address: str) -> bool:
 
 
 async def _load(address: str, lose: Callable[[], Any]) -> tuple[Counter[str], list[str]]:
-    """Answers by kind of call, and what failed; the first use of each handle is among them."""
+    """Answers by kind of call since the loss, over 10 of each, and what failed; the first use of
+    each handle is among the calls."""
     config = ClientConfig(address=address, load_balancing="round_robin", timeout_seconds=20.0)
     answered, failed = Counter[str](), list[str]()
     x = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
-    end = time.monotonic() + SECONDS
+    over = False
     async with AsyncTeacherClient(config) as client:
         conditioning = await client.create_conditioning(unconditional=True)
         kept = await client.keep_latents(x)
@@ -49,19 +51,31 @@ async def _load(address: str, lose: Callable[[], Any]) -> tuple[Counter[str], li
             assert estimate.draws_spent == 16
 
         async def call(kind: Callable[[], Awaitable[None]]) -> None:
-            while time.monotonic() < end:
+            while not over:
                 try:
                     await kind()
                     answered[kind.__name__] += 1
                 except CarvError as error:
                     failed.append(f"{kind.__name__}: {error}")
 
+        async def load(least: int) -> None:
+            """So many more answers of each kind, or a minute."""
+            before = answered.copy()
+            for _ in range(3000):
+                if min((answered - before)[kind] for kind in KINDS) >= least:
+                    break
+                await asyncio.sleep(0.02)
+
         kinds = [unary, submitted] * (CALLERS // 2)
         calls = [asyncio.create_task(call(kind)) for kind in kinds]
-        await asyncio.sleep(LOST_AFTER)
-        await asyncio.to_thread(lose)
-        before = answered.copy()
-        await asyncio.gather(*calls)
+        try:
+            await load(50)
+            await asyncio.to_thread(lose)
+            before = answered.copy()
+            await load(11)
+        finally:
+            over = True
+            await asyncio.gather(*calls)
     return answered - before, failed
 
 
@@ -78,14 +92,17 @@ def test_the_loss_of_one_of_two_costs_no_call(tmp_path: Path, number: signal.Sig
             server.__enter__()
 
         def lose() -> None:
-            assert all(_has_computed(server.address) for server in servers)
+            end = time.monotonic() + 20.0
+            while not all(_has_computed(server.address) for server in servers):
+                assert time.monotonic() < end, "one of them idles"
+                time.sleep(0.02)
             servers[0].process.send_signal(number)
+            assert servers[0].process.wait(20) == (0 if number == signal.SIGTERM else -number)
 
         address = "ipv4:" + ",".join(server.address for server in servers)
         answered, failed = asyncio.run(_load(address, lose))
         assert failed == []
-        assert min(answered[kind] for kind in ("unary", "submitted")) > 10, "no load, no test"
-        assert servers[0].process.wait(20) == (0 if number == signal.SIGTERM else -number)
+        assert min(answered[kind] for kind in KINDS) > 10, "no load, no test"
 
 
 def test_a_lone_caller_finds_its_handles_on_each_server_in_turn(tmp_path: Path) -> None:

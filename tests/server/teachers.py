@@ -26,6 +26,7 @@ __all__ = [
     "BusyTeacher",
     "FaultyTeacher",
     "GatedTeacher",
+    "SlowTeacher",
     "Wrapped",
     "oracle_teacher",
     "running",
@@ -84,6 +85,26 @@ class GatedTeacher(Wrapped):
         self.entered.set()
         if not self.gate.wait(_GATE_SECONDS):
             raise TimeoutError("the test never opened the gate")
+        return super().predict_noise(z_t, timesteps, conditioning)
+
+
+class SlowTeacher(Wrapped):
+    """Takes a little while for each forward, so that no machine is too fast for a test.
+
+    Attributes:
+        forwards: how many have begun.
+    """
+
+    def __init__(self, seconds: float = 0.02) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self.forwards = 0
+
+    def predict_noise(
+        self, z_t: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors
+    ) -> torch.Tensor:
+        self.forwards += 1
+        time.sleep(self._seconds)
         return super().predict_noise(z_t, timesteps, conditioning)
 
 

@@ -19,6 +19,7 @@ from carv_server.call import Call
 from carv_server.conditioner import Conditioner
 from carv_server.conditioning import ConditioningStore, source_handles
 from carv_server.errors import RequestError
+from carv_server.serve import RunningServer
 from carv_server.store import StoreConfig
 from carv_server.teachers.protocol import (
     Classes,
@@ -263,6 +264,16 @@ def _request(*class_ids: int) -> bytes:
     return pb.CreateConditioningRequest(source=source).SerializeToString()
 
 
+async def _present(server: RunningServer, sources: int) -> None:
+    """Until so many are encoded or wait to be."""
+    turns = server._front._service._conditioner._turns
+    for _ in range(1000):
+        if sum(each.present for each in turns.values()) == sources:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{turns}, not {sources}")
+
+
 def test_a_flood_of_prompts_is_one_ahead_of_another_tenant() -> None:
     """Over the wire, on the one device thread. Breaks with: encoding that does not take turns
     (the other tenant comes last)."""
@@ -277,7 +288,7 @@ def test_a_flood_of_prompts_is_one_ahead_of_another_tenant() -> None:
             calls: list[Any] = []
             for of, class_id in (("a", 0), ("a", 1), ("a", 2), ("b", 0)):
                 calls.append(create(_request(class_id), metadata=bearer(of), timeout=20))
-                await asyncio.sleep(0.1)
+                await _present(server, len(calls))
             assert teacher.encoded == [0]
             teacher.gate.set()
             await asyncio.gather(*calls)

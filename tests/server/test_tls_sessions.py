@@ -18,7 +18,7 @@ from tests.support.certificates import Authority
 from tests.support.tenants import serving
 
 NAME = "spiffe://carv.test/a"
-LASTING = 3.0
+LASTING = 4.5
 # The beginning of HTTP/2, with empty settings; a server that has let one in answers with its own.
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
@@ -62,12 +62,9 @@ def test_a_session_does_not_outlive_its_certificate(
     authority = Authority("ca")
     certificate, key = authority.server().write(tmp_path, "server")
     (tmp_path / "ca.pem").write_bytes(authority.pem)
-    until = time.monotonic() + LASTING + 1.5
-    authority.client(NAME, lasting=timedelta(seconds=LASTING)).write(tmp_path, "client")
     context = ssl.create_default_context(cadata=authority.pem.decode())
     context.minimum_version = context.maximum_version = version
     context.set_alpn_protocols(["h2"])
-    context.load_cert_chain(tmp_path / "client.pem", tmp_path / "client.key")
 
     async def scenario() -> None:
         async with serving(
@@ -76,6 +73,9 @@ def test_a_session_does_not_outlive_its_certificate(
             tls=TlsConfig(certificate, key, tmp_path / "ca.pem", True),
         ) as server:
             port = int(server.address.rpartition(":")[2])
+            authority.client(NAME, lasting=timedelta(seconds=LASTING)).write(tmp_path, "client")
+            until = time.monotonic() + LASTING + 0.2  # it ends at a whole second, and so before
+            context.load_cert_chain(tmp_path / "client.pem", tmp_path / "client.key")
             session = await asyncio.to_thread(_resumed, context, port)
             await asyncio.sleep(until - time.monotonic())
             found = await asyncio.to_thread(_connect, context, port, session)

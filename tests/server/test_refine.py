@@ -281,6 +281,7 @@ def test_time_ends_it_with_what_there_is(bound: str) -> None:
             await _drained(server)
             return means
 
+    means: list[pb.RefineGradientResponse] = []
     for _ in range(3):
         means = asyncio.run(main())
         if len(means) >= 2:

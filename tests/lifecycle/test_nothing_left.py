@@ -23,7 +23,6 @@ from carv.v1 import teacher_service_pb2 as pb
 from carv_server.errors import RequestError
 from carv_server.replicas.protocol import Work
 from carv_server.scheduler import SchedulerConfig
-from carv_server.scheduling.fair_queue import Waiting
 from carv_server.scheduling.job import Job
 from carv_server.serve import RunningServer
 from carv_server.teachers.protocol import Tensors
@@ -57,10 +56,12 @@ class Held:
     requests: int
     streams: int
     tenants: int
+    evaluations: int
 
 
 def _held(server: RunningServer) -> Held:
     service, admission = server._front._service, server._front._admission
+    snapshot = server._served["mixture"].scheduler.snapshot()
     return Held(
         tasks=len(asyncio.all_tasks()),
         threads=sum(not thread.name.startswith(POOLS) for thread in threading.enumerate()),
@@ -68,7 +69,9 @@ def _held(server: RunningServer) -> Held:
         handles=service._store._store.counts().entries,
         requests=admission._requests,
         streams=admission._streams,
-        tenants=len(server._served["mixture"].scheduler.snapshot().tenants),
+        tenants=len(snapshot.tenants),
+        evaluations=snapshot.waiting.evaluations
+        + sum(replica.evaluations_in_flight for replica in snapshot.replicas),
     )
 
 
@@ -146,7 +149,7 @@ def test_a_thousand_mixed_outcomes_leave_nothing() -> None:
     ``del job`` left out of ``Scheduler.submit`` (failures and latents in cycles)."""
 
     async def scenario() -> None:
-        config = SchedulerConfig(evaluation_budget=16, max_waiting_evaluations=48)
+        config = SchedulerConfig(evaluation_budget=16, max_waiting_evaluations=32)
         teacher = SlowFaultyTeacher(nan_at=NAN_AT, raise_at=RAISE_AT)
         async with running(teacher, scheduler=config) as (server, _):
             ended = Counter[str]()
@@ -161,29 +164,39 @@ def test_a_thousand_mixed_outcomes_leave_nothing() -> None:
                         assert await _on_a_stream(channel, handle) == "REPLICA_FAILED"
 
             await rounds(4)  # what every server and every process comes to hold
-            await _quiet(server)
-            before = _held(server)
+            before = await _quiet(server)
             ended.clear()
             with _without_collector() as left:
                 await rounds(BATCHES)
-                await _quiet(server)
+                after = await _until_as(before, server)
             assert ended.total() == BATCH * BATCHES
             kinds = {"OK", "INVALID_FIELD", "CANCELLED", "DEADLINE_EXCEEDED", "QUEUE_FULL"}
             assert kinds | {"REPLICA_FAILED", "NON_FINITE_RESULT"} <= ended.keys(), ended
-            assert _held(server) == before
+            assert after == before
             kept = [type(o).__name__ for o in left if isinstance(o, RequestError | Work | Job)]
             assert Counter(kept) == Counter()
 
     asyncio.run(scenario())
 
 
-async def _quiet(server: RunningServer) -> None:
-    """Until the scheduler has nothing, and gRPC's own tasks have ended."""
-    scheduler = server._served["mixture"].scheduler
-    end = time.monotonic() + 10.0
-    while scheduler.waiting != Waiting(0, 0) or any(
-        replica.evaluations_in_flight for replica in scheduler.snapshot().replicas
-    ):
+async def _quiet(server: RunningServer) -> Held:
+    """What it holds once the scheduler has nothing and gRPC's own tasks have ended: three looks
+    find the same."""
+    end, alike = time.monotonic() + 10.0, 1
+    held = _held(server)
+    while alike < 3 or held.evaluations:
         assert time.monotonic() < end
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.3)
+        await asyncio.sleep(0.1)
+        before, held = held, _held(server)
+        alike = alike + 1 if held == before else 1
+    return held
+
+
+async def _until_as(before: Held, server: RunningServer) -> Held:
+    """What it holds, once that is as before or has had ten seconds to be."""
+    end = time.monotonic() + 10.0
+    while (held := _held(server)) != before:
+        if time.monotonic() > end:
+            break
+        await asyncio.sleep(0.02)
+    return held

@@ -120,11 +120,11 @@ def test_calls_that_end_with_their_deadline_are_no_errors_of_the_server(
     it any more. Broken by passing on what ``context.abort`` raises then."""
 
     async def scenario() -> None:
-        teacher = GatedTeacher()
+        teacher = GatedTeacher(120.0)
         async with running(teacher) as (_, channel):
             handle = await create_async(channel)
             estimate: Any = channel.unary_unary(path("EstimateGradient"))
-            first = estimate(_at(1, handle, 1), timeout=30)
+            first = estimate(_at(1, handle, 1), timeout=120)
             assert await asyncio.to_thread(teacher.entered.wait, 10)
             data = _at(2, handle, 1)
             for _ in range(4):

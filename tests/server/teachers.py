@@ -33,8 +33,6 @@ __all__ = [
     "waiting",
 ]
 
-_GATE_SECONDS = 20.0
-
 
 def oracle_teacher() -> AnalyticTeacher:
     return AnalyticTeacher(oracle_mixture(), oracle_schedule())
@@ -66,14 +64,18 @@ class Wrapped:
 class GatedTeacher(Wrapped):
     """Records the timesteps of every forward, and waits in each until its gate is open.
 
+    Args:
+        seconds: that a forward waits at most.
+
     Attributes:
         gate: set means open.
         entered: set once a forward waits.
         forwards: timesteps of the rows of each forward, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 20.0) -> None:
         super().__init__()
+        self._seconds = seconds
         self.gate = threading.Event()
         self.entered = threading.Event()
         self.forwards: list[list[int]] = []
@@ -83,7 +85,7 @@ class GatedTeacher(Wrapped):
     ) -> torch.Tensor:
         self.forwards.append(timesteps.tolist())
         self.entered.set()
-        if not self.gate.wait(_GATE_SECONDS):
+        if not self.gate.wait(self._seconds):
             raise TimeoutError("the test never opened the gate")
         return super().predict_noise(z_t, timesteps, conditioning)
 

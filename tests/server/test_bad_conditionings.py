@@ -154,8 +154,9 @@ def test_a_status_of_many_violations_still_arrives(channel: grpc.Channel, render
 
 def test_a_handle_expires_when_unused_and_use_extends_it() -> None:
     async def scenario() -> Failure:
-        store = StoreConfig(seconds_to_live=0.4)
-        async with running(oracle_teacher(), store=store) as (_, channel):
+        store, now = StoreConfig(seconds_to_live=0.4), 0.0
+        async with running(oracle_teacher(), store=store) as (server, channel):
+            server._front._service._store._store._clock = lambda: now
             create_call = channel.unary_unary(path("CreateConditioning"))
             reply = await create_call(
                 pb.CreateConditioningRequest(source=_classes(0)).SerializeToString()
@@ -163,10 +164,10 @@ def test_a_handle_expires_when_unused_and_use_extends_it() -> None:
             handle = pb.CreateConditioningResponse.FromString(reply).conditionings[0].handle
             estimate = channel.unary_unary(path("EstimateGradient"))
             data = estimate_request([handle]).SerializeToString()
-            for _ in range(5):  # 0.75 s in all, never 0.4 s unused
+            for _ in range(5):  # 1.5 s in all, never 0.4 s unused
+                now += 0.3
                 await estimate(data)
-                await asyncio.sleep(0.15)
-            await asyncio.sleep(0.45)
+            now += 0.41
             try:
                 await estimate(data)
             except grpc.aio.AioRpcError as error:

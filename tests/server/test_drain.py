@@ -11,23 +11,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
 from carv.v1 import teacher_service_pb2 as pb
 from carv_client import ClientConfig, TeacherClient, UnavailableError
-from tests.server.wire import (
-    Failure,
-    create,
-    estimate_request,
-    fails,
-    failure_of,
-    health_stub,
-    latents,
-    send,
-)
-from tests.support.oracle import write_oracle_folder
+from tests.server.wire import Failure, fails, failure_of, health_stub, send
 from tests.support.process import ServerProcess
+from tests.support.timed import SHAPE, arguments, handle_of, timed_request
 
 SERVERS = ("terminated", "interrupted", "killed", "hurried")
 
@@ -41,13 +33,11 @@ class Served:
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ServerProcess]]:
-    """One for each ending, started side by side. One evaluation in a microbatch makes a request
-    of some thousand evaluations last for seconds."""
-    folder = write_oracle_folder(tmp_path_factory.mktemp("mixture"))
-    arguments = ["--teacher", f"mixture={folder}", "--torch-threads", "1"]
-    arguments += ["--evaluation-budget", "1"]
+    """One for each ending, started side by side. Fifty evaluations last for a second on any
+    machine: there is one in each microbatch, of 20 ms."""
+    given = arguments(tmp_path_factory.mktemp("simulated"), 0.02, 0.0, 1)
     with ExitStack() as stack:
-        started = {name: ServerProcess(arguments) for name in SERVERS}
+        started = {name: ServerProcess(given) for name in SERVERS}
         for server in started.values():
             stack.push(server)  # all start at once, and all are ended even if one fails
         for server in started.values():
@@ -59,12 +49,12 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Serv
 def served(request: pytest.FixtureRequest, servers: dict[str, ServerProcess]) -> Iterator[Served]:
     server = servers[request.param]
     with grpc.insecure_channel(server.address) as channel:
-        yield Served(server, channel, create(channel, [0])[0])
+        yield Served(server, channel, handle_of(channel))
 
 
-def _long(served: Served, draws: int, renders: int) -> Future[bytes | Failure]:
+def _long(served: Served, draws: int) -> Future[bytes | Failure]:
     """A request in flight."""
-    request = estimate_request([served.handle], renders, draws)
+    request = timed_request(served.handle, draws)
     threads = ThreadPoolExecutor(1)
 
     def work() -> bytes | Failure:
@@ -76,11 +66,12 @@ def _long(served: Served, draws: int, renders: int) -> Future[bytes | Failure]:
     future = threads.submit(work)
     threads.shutdown(wait=False)
     stub = pb.GetTeacherRequest()
-    while True:  # evaluation_seconds is 0 until the first microbatch has run
+    while not future.done():  # evaluation_seconds is 0 until the first microbatch has run
         reply = send(served.channel, "GetTeacher", stub)
         if pb.GetTeacherResponse.FromString(reply).teacher.evaluation_seconds > 0:
             return future
         time.sleep(0.01)
+    raise AssertionError(f"it ended at once: {future.result()!r}")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +85,7 @@ def test_a_signal_lets_requests_in_flight_finish_and_refuses_new_ones(
     watch = health_stub(served.channel).Watch(health_pb2.HealthCheckRequest())
     statuses = iter(watch)
     assert next(statuses).status == health_pb2.HealthCheckResponse.SERVING
-    in_flight = _long(served, draws=1024, renders=2)
+    in_flight = _long(served, draws=125)
     assert not in_flight.done()
 
     served.server.process.send_signal(number)
@@ -107,7 +98,7 @@ def test_a_signal_lets_requests_in_flight_finish_and_refuses_new_ones(
     reply = in_flight.result(60)
     finished = time.perf_counter()
     assert isinstance(reply, bytes), reply
-    assert pb.EstimateGradientResponse.FromString(reply).draws_spent == 2048
+    assert pb.EstimateGradientResponse.FromString(reply).draws_spent == 125
     assert served.server.process.wait(30) == 0
     assert time.perf_counter() - finished < 10.0, "drain_seconds is 30, and a Watch was open"
     assert "Traceback" not in served.server.log
@@ -118,15 +109,16 @@ def test_a_kill_is_unavailable_and_not_a_hang(served: Served) -> None:
     config = ClientConfig(address=served.server.address, retry_attempts=2)
     caught: list[BaseException] = []
     with TeacherClient(config) as client:
-        conditioning = client.create_conditioning(class_id=0)
+        conditioning = client.create_conditioning(unconditional=True)
+        latents = np.zeros((1, *SHAPE), np.float32)
 
         def work() -> None:
             try:
-                client.estimate_gradient(latents(4), conditioning, draws=1024, guidance_scale=1.0)
+                client.estimate_gradient(latents, conditioning, draws=1024, guidance_scale=1.0)
             except UnavailableError as error:
                 caught.append(error)
 
-        in_flight = _long(served, draws=1024, renders=4)
+        in_flight = _long(served, draws=1024)
         thread = threading.Thread(target=work)
         thread.start()
         time.sleep(0.3)
@@ -141,7 +133,7 @@ def test_a_kill_is_unavailable_and_not_a_hang(served: Served) -> None:
 
 @pytest.mark.parametrize("served", ["hurried"], indirect=True)
 def test_a_second_signal_ends_the_drain(served: Served) -> None:
-    in_flight = _long(served, draws=1024, renders=16)
+    in_flight = _long(served, draws=1024)
     served.server.process.terminate()
     assert fails(served.channel, "ListTeachers", b"").reason == "DRAINING"
     assert not in_flight.done()

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -19,7 +20,9 @@ from tests.server.wire import create_async, estimate_request, health_stub, laten
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE = "carv.v1.TeacherService"
-CLIENTS, LOAD_SECONDS, HEALTH_SECONDS = 12, 3.0, 1.0
+CLIENTS, LOAD_SECONDS = 12, 2.0
+# A machine that pauses delays a probe or two as well; a loop that is blocked delays most of them.
+PAUSE_SECONDS = 5.0
 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
@@ -58,14 +61,14 @@ def test_health_under_a_storm_of_requests(
         thread.start()
     stub, waits = health_stub(channel), list[float]()
     end = time.perf_counter() + LOAD_SECONDS
-    while time.perf_counter() < end:
+    while time.perf_counter() < end or len(waits) < 20:
         start = time.perf_counter()
         assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == SERVING
         waits.append(time.perf_counter() - start)
     over.set()
     for thread in threads:
         thread.join()
-    assert max(waits) < HEALTH_SECONDS
+    assert np.quantile(waits, 0.9) < 1.0 and max(waits) < PAUSE_SECONDS
     assert min(answered) >= 1, "no load, no test"
 
 
@@ -81,13 +84,13 @@ def test_health_while_the_device_is_busy() -> None:
             ]
             stub, waits = health_stub(channel), list[float]()
             end = time.perf_counter() + LOAD_SECONDS
-            while time.perf_counter() < end:
+            while time.perf_counter() < end or len(waits) < 5:
                 start = time.perf_counter()
                 reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
                 assert reply.status == SERVING
                 waits.append(time.perf_counter() - start)
                 await asyncio.sleep(0.02)
-            assert max(waits) < HEALTH_SECONDS
+            assert np.median(waits) < 0.2 and max(waits) < PAUSE_SECONDS
             assert not all(call.done() for call in calls), "no load, no test"
             for call in calls:
                 call.cancel()

@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,18 +40,22 @@ def _teacher(timing: DeviceTiming = FREE) -> SimulatedTeacher:
 
 @dataclass
 class Caller:
-    """What a tenant's closed loops got."""
+    """What a tenant's closed loops got, and for how many microbatches each request was out."""
 
     evaluations: int = 0
-    latencies: list[float] = field(default_factory=list[float])
+    microbatches: list[int] = field(default_factory=list[int])
     refusals: int = 0
 
 
+def _microbatches(server: RunningServer) -> int:
+    """That the device has run."""
+    return server._served["simulated"].scheduler.snapshot().microbatches
+
+
 async def _loop(
-    server: RunningServer, of: str, caller: Caller, draws: int, end: float, start: float = 0.0
+    server: RunningServer, of: str, caller: Caller, draws: int, going: Callable[[], bool]
 ) -> None:
-    """One after the other, each as soon as the one before it is answered; counted from ``start``
-    on."""
+    """One after the other, each as soon as the one before it is answered."""
     config = ClientConfig(
         address=server.address, token=token_of(of), retry_attempts=1, timeout_seconds=60.0
     )
@@ -58,7 +63,8 @@ async def _loop(
     async with AsyncTeacherClient(config) as client:
         handle = await client.create_conditioning(unconditional=True)
         branches = [Branch(handle, 1.0)]
-        while (begin := time.perf_counter()) < end:
+        while going():
+            sent = _microbatches(server)
             try:
                 reply = await client.estimate_gradient(
                     latents, branches=branches, noise_coefficient=-1.0, draws=draws, sampler="iid"
@@ -67,21 +73,23 @@ async def _loop(
                 caller.refusals += 1
                 await asyncio.sleep(error.retry_delay or 0.0)
                 continue
-            if begin < start:
-                continue
             caller.evaluations += reply.evaluations_spent
-            caller.latencies.append(time.perf_counter() - begin)
+            caller.microbatches.append(_microbatches(server) - sent)
 
 
-async def _quota(rate: float, seconds: float) -> float:
-    """Evaluations a second that a tenant with a quota gets, who asks for more."""
+async def _quota(rate: float, seconds: float) -> tuple[int, float]:
+    """Evaluations that a tenant with a quota gets, who asks for more, and the seconds it had."""
     tenants = [tenant("a", evaluations_per_second=rate)]
     async with serving({"simulated": _teacher()}, tenants) as server:
         caller = Caller()
-        end = time.perf_counter() + seconds
-        await asyncio.gather(*(_loop(server, "a", caller, 5, end) for _ in range(4)))
+        begin = time.perf_counter()
+        loops = (
+            _loop(server, "a", caller, 5, lambda: time.perf_counter() < begin + seconds)
+            for _ in range(4)
+        )
+        await asyncio.gather(*loops)
         assert caller.refusals > seconds
-        return caller.evaluations / seconds
+        return caller.evaluations, time.perf_counter() - begin
 
 
 @pytest.mark.slow
@@ -90,15 +98,18 @@ def test_a_minute_of_a_quota_within_5_percent() -> None:
 
     Breaks with: a bucket of 10 s.
     """
-    assert asyncio.run(_quota(200.0, 60.0)) == pytest.approx(200.0, rel=0.05)
+    evaluations, seconds = asyncio.run(_quota(200.0, 60.0))
+    assert evaluations / seconds == pytest.approx(200.0, rel=0.05)
 
 
 def test_three_seconds_of_a_quota() -> None:
-    """A second's burst comes on top: 4/3 of the rate. The rest of the tolerance is the machine's.
+    """A second's burst comes on top. How much is allowed is strict by the clock; how much of that
+    is taken is the machine's, which may pause for longer than the bucket fills.
 
-    Breaks with: no charge in `estimate_gradient`.
+    Breaks with: no charge in `estimate_gradient`; a bucket of 10 s.
     """
-    assert asyncio.run(_quota(200.0, 3.0)) == pytest.approx(200.0 * 4 / 3, rel=0.15)
+    evaluations, seconds = asyncio.run(_quota(200.0, 3.0))
+    assert 0.5 * 200.0 * 3.0 <= evaluations <= 200.0 * (seconds + 1.0)
 
 
 def test_a_refusal_over_the_wire_and_the_clients_patience() -> None:
@@ -157,51 +168,64 @@ def test_a_refusal_over_the_wire_and_the_clients_patience() -> None:
 TIMING = DeviceTiming(0.016, 0.004)
 BUDGET = 8
 ROWS = 4
-QUIET, FLOOD = 2, 12
-WARM_UP_SECONDS = 0.5
 
 
-async def _shares(seconds: float, weights: Sequence[float], loops: Sequence[int]) -> list[Caller]:
-    """What tenants get of one device, each with so many closed loops."""
-    names = [f"t{i}" for i in range(len(loops))]
-    tenants = [tenant(n, weight=w) for n, w in zip(names, weights, strict=True)]
-    scheduler = SchedulerConfig(evaluation_budget=BUDGET)
-    teachers = {"simulated": _teacher(TIMING)}
-    async with serving(teachers, tenants, scheduler=scheduler) as server:
-        callers = [Caller() for _ in names]
-        start = time.perf_counter() + WARM_UP_SECONDS
-        end = start + seconds
-        await asyncio.gather(
-            *(
-                _loop(server, name, caller, ROWS, end, start)
-                for name, caller, count in zip(names, callers, loops, strict=True)
-                for _ in range(count)
-            )
-        )
-        return callers
+async def _window(callers: Sequence[Caller], evaluations: int) -> list[Caller]:
+    """What callers get from now until it is so many evaluations together: by count, so that
+    neither a slow machine nor one that pauses for a while changes what is compared."""
+
+    def total() -> int:
+        return sum(caller.evaluations for caller in callers)
+
+    before = [(caller.evaluations, len(caller.microbatches)) for caller in callers]
+    enough, latest = total() + evaluations, time.monotonic() + 60.0
+    while total() < enough:
+        assert time.monotonic() < latest
+        await asyncio.sleep(0.005)
+    return [
+        Caller(caller.evaluations - spent, caller.microbatches[answered:])
+        for caller, (spent, answered) in zip(callers, before, strict=True)
+    ]
+
+
+@asynccontextmanager
+async def _calling(
+    server: RunningServer, loops: Mapping[str, int]
+) -> AsyncGenerator[list[Caller], None]:
+    """Tenants with so many closed loops each, which go on until the block ends."""
+    callers, over = [Caller() for _ in loops], asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        for caller, (name, count) in zip(callers, loops.items(), strict=True):
+            for _ in range(count):
+                tasks.create_task(_loop(server, name, caller, ROWS, lambda: not over.is_set()))
+        yield callers
+        over.set()
 
 
 def test_a_flood_takes_no_more_than_its_share() -> None:
-    """A tenant with two callers beside one with twelve gets at least 90 % of half of what the
-    device gave, or of what it gets alone; and its 99th percentile is within twice that of being
-    alone.
+    """A tenant with four callers beside one with 24 gets at least 90 % of half of what the device
+    gave. Four of its 16 rows go in each microbatch, so that a request waits for four of them: nine
+    in ten wait for twice that at most.
 
-    Breaks with: `Call.tenant` left empty (one queue for all: a seventh of the device), or weights
-    that are not looked at.
+    Breaks with: `Call.tenant` left empty (one queue for all: a seventh of the device, and 14
+    microbatches).
     """
-    seconds = 3.0
-    alone, (quiet, flood) = asyncio.run(_alone_and_beside(seconds))
-    total = quiet.evaluations + flood.evaluations
-    wanted = min(alone.evaluations, total / 2)
-    assert quiet.evaluations >= 0.9 * wanted, (quiet.evaluations, flood.evaluations)
-    p99 = float(np.quantile(quiet.latencies, 0.99))
-    # A microbatch that runs already is waited for, alone or not.
-    assert p99 <= 2.0 * max(float(np.quantile(alone.latencies, 0.99)), 2 * TIMING.seconds(BUDGET))
 
+    async def scenario() -> list[Caller]:
+        scheduler = SchedulerConfig(evaluation_budget=BUDGET)
+        teachers = {"simulated": _teacher(TIMING)}
+        tenants = [tenant("quiet"), tenant("flood")]
+        async with (
+            serving(teachers, tenants, scheduler=scheduler) as server,
+            _calling(server, {"quiet": 4, "flood": 24}) as callers,
+        ):
+            await _window(callers, 100)  # until all take part
+            return await _window(callers, 400)
 
-async def _alone_and_beside(seconds: float) -> tuple[Caller, list[Caller]]:
-    (alone,) = await _shares(seconds, [1.0], [QUIET])
-    return alone, await _shares(seconds, [1.0, 1.0], [QUIET, FLOOD])
+    quiet, flood = asyncio.run(scenario())
+    got = quiet.evaluations, flood.evaluations
+    assert quiet.evaluations >= 0.9 * sum(got) / 2, got
+    assert float(np.quantile(quiet.microbatches, 0.9)) <= 8.0
 
 
 def test_weights_are_shares_and_change_while_they_are_used() -> None:
@@ -210,32 +234,23 @@ def test_weights_are_shares_and_change_while_they_are_used() -> None:
     Breaks with: `reweigh` left out of `_take_tenants`, or weights left out of the scheduler.
     """
 
-    async def scenario() -> None:
+    async def scenario() -> tuple[list[Caller], list[Caller]]:
         scheduler = SchedulerConfig(evaluation_budget=BUDGET)
         tenants = [tenant("a", weight=3.0), tenant("b", weight=1.0)]
         teachers = {"simulated": _teacher(DeviceTiming(0.008, 0.002))}
-        async with serving(teachers, tenants, scheduler=scheduler) as server:
-            a, b = Caller(), Caller()
-            end = time.perf_counter() + 5.0
-            loops = [
-                asyncio.create_task(_loop(server, of, caller, ROWS, end))
-                for of, caller in (("a", a), ("b", b))
-                for _ in range(12)
-            ]
-            await asyncio.sleep(0.5)
-            before = (a.evaluations, b.evaluations)
-            await asyncio.sleep(2.0)
-            middle = (a.evaluations, b.evaluations)
+        async with (
+            serving(teachers, tenants, scheduler=scheduler) as server,
+            _calling(server, {"a": 12, "b": 12}) as callers,
+        ):
+            await _window(callers, 100)  # until all take part
+            first = await _window(callers, 480)
             server._take_tenants([tenant("a", weight=1.0), tenant("b", weight=3.0)])
-            await asyncio.sleep(0.3)
-            changed = (a.evaluations, b.evaluations)
-            await asyncio.gather(*loops)
-            first = (middle[0] - before[0]) / (middle[1] - before[1])
-            second = (b.evaluations - changed[1]) / (a.evaluations - changed[0])
-            assert first == pytest.approx(3.0, rel=0.25)
-            assert second == pytest.approx(3.0, rel=0.25)
+            await _window(callers, 100)  # what was bound already
+            return first, await _window(callers, 480)
 
-    asyncio.run(scenario())
+    (a, b), (then_a, then_b) = asyncio.run(scenario())
+    assert a.evaluations / b.evaluations == pytest.approx(3.0, rel=0.25)
+    assert then_b.evaluations / then_a.evaluations == pytest.approx(3.0, rel=0.25)
 
 
 def _table(*names: str) -> str:

@@ -146,7 +146,7 @@ def test_a_thousand_mixed_outcomes_leave_nothing() -> None:
     Tasks, threads, file descriptors, handles, counts in flight and in the queue are back where
     they were; and requests were freed when they ended, not when the collector came by. Broken by
     keeping a task that is not awaited, by a count in ``Admission`` without its ``finally``, and by
-    ``del job`` left out of ``Scheduler.submit`` (failures and latents in cycles)."""
+    ``status_of`` without its last word on tracebacks (failures and latents in cycles)."""
 
     async def scenario() -> None:
         config = SchedulerConfig(evaluation_budget=16, max_waiting_evaluations=32)

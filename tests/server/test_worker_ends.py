@@ -150,6 +150,38 @@ def test_a_failed_forward_leaves_nothing_behind(
         gc.enable()
 
 
+def test_a_failed_request_is_freed_with_its_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """Broken by ``del job`` left out of ``Scheduler.submit``: the latents of a large request would
+    stay until the collector comes by."""
+    caplog.set_level(logging.CRITICAL)  # records that are kept hold errors
+
+    async def act() -> None:
+        raise MemoryError("out of device memory")
+
+    async def scenario() -> weakref.ref[Work]:
+        scheduler = scheduler_of(Replica(act))
+        work = work_of(1, seed=1)
+        held = weakref.ref(work)
+        asked = scheduler.submit(work, Terms())
+        del work
+        reason = None
+        try:  # not by ``pytest.raises``, which keeps the error in a cycle of its own
+            await asked
+        except RequestError as error:
+            reason = error.reason
+        assert reason is Reason.REPLICA_FAILED
+        del asked
+        await scheduler.stop()
+        return held
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert run_virtually(scenario())() is None
+    finally:
+        gc.enable()
+
+
 def test_a_thread_that_takes_no_more_work_fails_the_requests() -> None:
     thread = ThreadPoolExecutor(1)
     thread.shutdown()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import csv
 import json
 import os
 import signal
@@ -24,9 +23,9 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from carv.tensors import decode_tensor
 from carv.v1 import teacher_service_pb2 as pb
 from carv_server import cli
-from carv_server.bench.load.bare import Forwards
-from carv_server.bench.load.book import Book
+from carv_server.bench.load.flow import Load
 from carv_server.bench.load.folders import write_network
+from carv_server.bench.load.measure import measure
 from carv_server.bench.load.processes import marked
 from carv_server.bench.load.wire import call_once
 from carv_server.bench.peers import run as peers_run
@@ -35,23 +34,19 @@ from carv_server.bench.peers.command import windows
 from carv_server.bench.peers.contender import StartFailed, running_carv, running_peer
 from carv_server.bench.peers.install import InstallFailed, install
 from carv_server.bench.peers.registry import (
-    CARV_ESTIMATE,
-    CARV_PREDICT,
-    CARV_STREAM,
     CARV_WAYS,
+    GRPC_ALONE,
+    GRPC_WAYS,
     PEERS,
     SCRIPTS,
     Peer,
 )
-from carv_server.bench.peers.report import write_document, write_results
-from carv_server.bench.peers.rounds import Lap, Reading
 from carv_server.bench.peers.run import Plan, measure_in_private
 from carv_server.bench.peers.scripts.work import load_work, predict_bytes
 from carv_server.bench.peers.workload import EVENT_SHAPE, Workload, simulated
 from carv_server.bench.tables import Origin
 from carv_server.teachers.registry import TeacherRegistration, load_teacher
 from carv_server.teachers.simulated import DeviceTiming, SimulatedTeacher
-from tests.bench.test_outputs import check_picture
 
 ORIGIN = Origin("carv bench peers", "a machine", "2026-11-26")
 
@@ -169,6 +164,32 @@ def test_carv_does_the_peers_work(workload: Workload, tmp_path: Path) -> None:
         raise AssertionError("it was believed")
 
 
+def test_grpc_alone_does_the_peers_work_a_full_batch_at_a_time(
+    workload: Workload, tmp_path: Path
+) -> None:
+    """By a call each and on open ones. Four callers share a forward, where two halves would take
+    turns and twice as long; and one does not wait for those that have left."""
+    folders = (tmp_path / "venvs", tmp_path / "home", tmp_path / "log")
+    files = {"row": str(tmp_path / "row")}
+    launch = 0.1
+    stated = {**workload.stated, "launch_seconds": launch, "row_seconds": 0.0}
+    workload = replace(workload, stated=stated)
+    with running_peer(GRPC_ALONE, workload, workload.answer(), *folders) as running:
+        assert tuple(ask.title for ask in running.asks) == GRPC_WAYS
+        for ask in running.asks:
+            reply = asyncio.run(call_once(ask.target, ask.payload, 20.0))
+            np.testing.assert_allclose(
+                np.frombuffer(reply, np.float32).reshape(EVENT_SHAPE), workload.answer(), 1e-6
+            )
+            Path(files["row"]).write_bytes(ask.payload)
+            load = Load(ask.target, files, clients=4, seconds=1.0, warm_seconds=0.3)
+            for clients in (4, 1):
+                observed = measure([replace(load, clients=clients)], running.pids).first
+                assert not observed.failures
+                assert launch <= observed.quantile(0.5) < 1.9 * launch
+    assert marked("HOME", str(tmp_path / "home")) == []
+
+
 _SERVER = """
 import http.server, os, sys
 sys.path.insert(0, {scripts!r})
@@ -257,78 +278,6 @@ def test_a_private_network_has_loopback_alone() -> None:
         pytest.skip(done.stderr)
     assert done.stdout == "['lo']\n", done.stderr
     assert len(socket.if_nameindex()) >= 1  # this process is where it was
-
-
-def reading(name: str, number: int, clients: int, rate: float) -> Reading:
-    return Reading("simulated", name, number, clients, rate, 500.0, 1e-3, 2e-4, 0.01, 0.02, 0.25, 0)
-
-
-def lap() -> Lap:
-    made = Lap(bare={"simulated": [Forwards(8, 500.0), Forwards(8, 500.0)]})
-    for number in range(2):
-        for clients in (1, 4, 16):
-            for name, rate in (
-                (CARV_ESTIMATE, 490.0),
-                (CARV_PREDICT, 495.0),
-                (CARV_STREAM, 497.0),
-                ("mosec 0.9.8", 350.0),
-            ):
-                made.readings.append(reading(name, number, clients, rate + number))
-    made.left_out["simulated", "BentoML 1.4.40"] = "no answer after 120 s: a | b"
-    return made
-
-
-def test_results_of_made_up_numbers(workload: Workload, tmp_path: Path) -> None:
-    book = Book("peers", tmp_path, ORIGIN)
-    peers = [peer for peer in PEERS if peer.id in ("mosec", "bentoml")]
-    write_results(book, lap(), [workload], peers)
-    lines = (tmp_path / "peers_simulated.csv").read_text().splitlines()
-    rows = {r["server"]: r for r in csv.DictReader(x for x in lines if not x.startswith("#"))}
-    ours = rows[CARV_ESTIMATE]
-    assert float(ours["16"]) == pytest.approx(490.5 / 500)
-    assert float(ours["16 error"]) == pytest.approx(0.5 / 500)  # half the spread of two rounds
-    assert (
-        float(rows["mosec 0.9.8"]["CPU, ms"]) == 1.0 and rows["mosec 0.9.8"]["window, ms"] == "2.0"
-    )
-    assert rows["BentoML 1.4.40"]["interface"] == "left out"
-    assert "a / b" in rows["BentoML 1.4.40"]["failed"]
-    verdicts = {target.claim: target for target in book.targets}
-    assert len(verdicts) == 4 and all(target.met for target in verdicts.values())
-    leads = {claim: t.measured for claim, t in verdicts.items() if "1.3 times" in claim}
-    least, on_open_calls = leads.values()
-    assert least.startswith(f"{490.5 / 350.5:.3f}")
-    assert on_open_calls.startswith(f"{497.5 / 350.5:.3f}")
-    assert "on open calls" in list(leads)[1]
-    check_picture(tmp_path / "peers_simulated.png")
-    every = (tmp_path / "peers_rounds.csv").read_text().splitlines()
-    assert len([line for line in every if line.startswith("simulated,")]) == 24
-    assert book.notes == [
-        "Other work on the machine took 0.25 cores on average over the windows, at most 0.25."
-    ]
-    book.write_summary(60.0, finished=False)
-    assert "Broken off" in (tmp_path / "summary.md").read_text()
-    documents = tmp_path / "docs"
-    write_document(book, documents, [workload])
-    page = (documents / "peers.md").read_text()
-    assert "images/peers_peers_simulated.png" in page and "| mosec 0.9.8 |" in page
-    assert ORIGIN.line() in page and (documents / "data/peers/peers_rounds.csv").is_file()
-
-
-def test_a_target_that_is_missed(workload: Workload, tmp_path: Path) -> None:
-    slower = lap()
-    slower.readings = [
-        replace(r, rate=400.0) if r.contender == CARV_PREDICT else r for r in slower.readings
-    ]
-    book = Book("peers", tmp_path, ORIGIN)
-    write_results(book, slower, [workload], PEERS[:1])
-    missed = [target.claim for target in book.targets if not target.met]
-    assert len(missed) == 2 and "0.97" in missed[0] and "1.3 times" in missed[1]
-
-
-def test_nothing_measured_is_no_failure(workload: Workload, tmp_path: Path) -> None:
-    book = Book("peers", tmp_path, ORIGIN)
-    write_results(book, Lap(), [workload], PEERS)
-    assert not book.targets and (tmp_path / "peers_rounds.csv").is_file()
 
 
 def bench(tmp_path: Path, *arguments: str) -> int:

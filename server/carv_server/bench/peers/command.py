@@ -15,7 +15,7 @@ from carv_server.bench.arguments import (
     positive,
     today,
 )
-from carv_server.bench.peers.registry import CARV_WAYS, NETWORK_SLOWNESS, PEERS
+from carv_server.bench.peers.registry import CARV_WAYS, GRPC_WAYS, NETWORK_SLOWNESS, PEERS
 
 __all__ = ["register", "windows"]
 
@@ -78,9 +78,10 @@ def register(
 
 def windows(length: float, rounds: int, peers: int, workloads: list[str]) -> float:
     """Seconds of a window on the simulated device, so that all takes about ``length`` minutes."""
+    besides = len(CARV_WAYS) + len(GRPC_WAYS)
     slowness = sum(NETWORK_SLOWNESS if name == "network" else 1.0 for name in workloads)
-    starting = rounds * len(workloads) * (peers + 1) * _START_SECONDS
-    shares = rounds * (peers + len(CARV_WAYS)) * len(_CLIENTS) * slowness
+    starting = rounds * len(workloads) * (peers + 2) * _START_SECONDS
+    shares = rounds * (peers + besides) * len(_CLIENTS) * slowness
     return max(_QUICK[0], (60.0 * length - starting) / shares - _WARM_SECONDS)
 
 

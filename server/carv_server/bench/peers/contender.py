@@ -139,7 +139,8 @@ def running_peer(
     port, mark = _free_ports(), secrets.token_hex(8)
     arguments = [argument.replace("{port}", str(port)) for argument in peer.arguments]
     format_ = FORMATS[peer.format]
-    ask = Ask(f"{peer.title}", peer.target(port), format_.encode(workload.request, EVENT_SHAPE))
+    payload = format_.encode(workload.request, EVENT_SHAPE)
+    asks = tuple(Ask(title, target, payload) for title, target in peer.targets(port).items())
 
     def pids() -> list[int]:
         return marked(_RUN_VARIABLE, mark)
@@ -160,12 +161,12 @@ def running_peer(
             start_new_session=True,  # Ctrl-C is for this process, which then stops the peer
         )
         try:
-            reply = _first_reply(process, ask, log)
+            reply = _first_reply(process, asks[0], log)
             row = format_.decode(reply, answer.nbytes)
             if len(row) != answer.nbytes:
                 raise StartFailed(f"its answer holds {len(row)} bytes, not {answer.nbytes}")
             _check(np.frombuffer(row, np.float32).reshape(EVENT_SHAPE), answer)
-            yield Running((ask,), pids)
+            yield Running(asks, pids)
         finally:
             stop_all(pids, _GRACE_SECONDS)
             process.wait()

@@ -21,7 +21,9 @@ class InstallFailed(RuntimeError):
 
 
 def python_of(peer: Peer, folder: Path) -> Path:
-    """The interpreter of a peer's environment below ``folder``."""
+    """The interpreter of a peer's environment below ``folder``; this one where it has none."""
+    if not peer.environment:
+        return Path(sys.executable)
     return folder / peer.environment / "bin" / "python"
 
 

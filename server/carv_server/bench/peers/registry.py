@@ -19,6 +19,8 @@ __all__ = [
     "CARV_PREDICT",
     "CARV_STREAM",
     "CARV_WAYS",
+    "GRPC_ALONE",
+    "GRPC_WAYS",
     "NETWORK_SLOWNESS",
     "PEERS",
     "SCRIPTS",
@@ -53,6 +55,7 @@ class Peer:
         variables: further environment variables.
         loopback_only: False where it listens on every interface whatever it is told; it then
             runs in a private network only.
+        stream_path: the gRPC method for calls that stay open, or empty.
     """
 
     id: str
@@ -68,9 +71,34 @@ class Peer:
     content_type: str = "application/octet-stream"
     variables: Mapping[str, str] = field(default_factory=dict[str, str])
     loopback_only: bool = True
+    stream_path: str = ""
 
-    def target(self, port: int) -> Target:
-        return Target(self.protocol, f"127.0.0.1:{port}", self.path, self.content_type)
+    def targets(self, port: int) -> dict[str, Target]:
+        """By the title of their rows in the tables."""
+        address = f"127.0.0.1:{port}"
+        found = {self.title: Target(self.protocol, address, self.path, self.content_type)}
+        if self.stream_path:
+            found[f"{self.title}, open calls"] = Target("grpc-stream", address, self.stream_path)
+        return found
+
+
+GRPC_ALONE = Peer(
+    id="grpc",
+    title="gRPC alone",
+    requirements=(),
+    environment="",
+    arguments=(str(SCRIPTS / "serve_grpc.py"),),
+    protocol="grpc",
+    path="/carv.peers.Denoiser/Predict",
+    format="plain",
+    interface="gRPC, raw bytes",
+    window_seconds=0.0,
+    stream_path="/carv.peers.Denoiser/PredictMany",
+)
+"""Nobody's server, and no peer: what one on Python's gRPC could reach that had nothing else to do,
+and knew its callers. Runs in the benchmark's own environment."""
+GRPC_WAYS = tuple(GRPC_ALONE.targets(0))
+"""How it is asked."""
 
 
 PEERS: tuple[Peer, ...] = (

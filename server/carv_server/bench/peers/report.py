@@ -9,7 +9,14 @@ from carv_server.bench.cells import Measured
 from carv_server.bench.figures import plot_bars
 from carv_server.bench.load.book import Book, Chapter
 from carv_server.bench.load.rounds import other_work, over_rounds
-from carv_server.bench.peers.registry import CARV_STREAM, CARV_WAYS, Peer
+from carv_server.bench.peers.registry import (
+    CARV_PREDICT,
+    CARV_STREAM,
+    CARV_WAYS,
+    GRPC_ALONE,
+    GRPC_WAYS,
+    Peer,
+)
 from carv_server.bench.peers.rounds import Lap, Reading
 from carv_server.bench.peers.workload import MAX_BATCH, Workload
 from carv_server.bench.tables import Cell, Table
@@ -28,7 +35,9 @@ _TEXT = (
     "throughput in a process of its own in the same round. CARV is asked in three ways: "
     "PredictNoise is the peers' very work; EstimateGradient at K = 1 also draws (t, ε), makes the "
     "noise and reduces; StreamGradients asks for the same on a call that stays open, as "
-    "``client.submit`` does. Processor time is that of all of a server's processes. "
+    "``client.submit`` does. gRPC alone is no server for use: it does the peers' work on Python's "
+    "gRPC, as CARV is built on, holds for a batch of all of its callers, and checks, accounts and "
+    "shares nothing. Processor time is that of all of a server's processes. "
 )
 
 
@@ -41,7 +50,11 @@ def write_results(
     windows: dict[str, Cell] = {
         p.title: 1e3 * p.window_seconds for p in peers if p.format != "json"
     }
-    interfaces = {p.title: p.interface for p in peers} | dict.fromkeys(CARV_WAYS, "gRPC, tensors")
+    interfaces = {
+        **{p.title: p.interface for p in peers},
+        **dict.fromkeys(CARV_WAYS, "gRPC, tensors"),
+        **dict.fromkeys(GRPC_WAYS, GRPC_ALONE.interface),
+    }
     for workload in workloads:
         readings = [r for r in lap.readings if r.workload == workload.id]
         if not readings:
@@ -62,6 +75,7 @@ def write_results(
             ),
         )
         book.targets += _targets(workload, readings)
+        book.notes += _limit(workload, readings)
     book.write(_rounds(lap))
 
 
@@ -139,7 +153,7 @@ def _shares(
             f"{failed}: {_cell_text(said)}" if failed else 0,
         )
     blank = [None] * (len(workload.clients) + 3)
-    for title in ("CARV", *(peer.title for peer in peers)):
+    for title in ("CARV", GRPC_ALONE.title, *(peer.title for peer in peers)):
         reason = lap.left_out.get((workload.id, title))
         if reason:
             table.add(title, "left out", None, *blank, _cell_text(reason))
@@ -176,7 +190,7 @@ def _targets(workload: Workload, readings: Sequence[Reading]) -> list[Target]:
     least of the ways that CARV is asked in; the lead also by calls that stay open, which is how
     ``client.submit`` asks."""
     found: list[Target] = []
-    others = [name for name in _names(readings) if name not in CARV_WAYS]
+    others = _peers(readings)
     most = max(workload.clients)
 
     def share(name: str, clients: int) -> Measured:
@@ -226,6 +240,30 @@ def _targets(workload: Workload, readings: Sequence[Reading]) -> list[Target]:
                 )
             )
     return found
+
+
+def _peers(readings: Sequence[Reading]) -> list[str]:
+    return [name for name in _names(readings) if name not in (*CARV_WAYS, *GRPC_WAYS)]
+
+
+def _limit(workload: Workload, readings: Sequence[Reading]) -> list[str]:
+    """What leads at four clients a front on Python's gRPC may have at most."""
+    present = set(_names(readings))
+    others = _peers(readings)
+    if workload.id != "simulated" or 4 not in workload.clients or not others:
+        return []
+
+    def share(name: str) -> Measured:
+        return _mean(readings, name, 4, lambda r: r.share)
+
+    best = max(map(share, others), key=lambda measured: measured.value)
+    pairs = zip(GRPC_WAYS, (CARV_PREDICT, CARV_STREAM), strict=True)
+    return [
+        f"{workload.id}, 4 clients: {limit} reaches {_words(share(limit).over(best))} times the "
+        f"best peer; {own} {_words(share(own).over(share(limit)))} of that."
+        for limit, own in pairs
+        if {limit, own} <= present
+    ]
 
 
 def _words(measured: Measured) -> str:

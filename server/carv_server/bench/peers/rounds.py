@@ -1,4 +1,4 @@
-"""The contenders in turn, round after round: bare model, CARV, peer, peer, ...
+"""The contenders in turn, round after round: bare model, CARV, gRPC alone, peer, peer, ...
 
 One contender runs at a time, started for its turn and ended after it, so that an idle server's
 housekeeping costs no other contender anything. What fails is left out from then on, with its
@@ -16,7 +16,7 @@ from carv_server.bench.load.bare import Bare, Forwards, measure_bare
 from carv_server.bench.load.flow import Load
 from carv_server.bench.load.measure import DriverFailed, measure
 from carv_server.bench.peers.contender import Ask, Running, StartFailed, running_carv, running_peer
-from carv_server.bench.peers.registry import Peer
+from carv_server.bench.peers.registry import GRPC_ALONE, Peer
 from carv_server.bench.peers.workload import Workload
 from carv_server.demo.process import ServerFailed
 
@@ -110,7 +110,10 @@ def run_round(
         home = site.folder / "home" / peer.id
         return lambda: running_peer(peer, workload, answer, site.environments, home, log)
 
-    turns = [("CARV", carv), *((peer.title, starter(peer)) for peer in peers)]
+    turns = [
+        ("CARV", carv),
+        *((peer.title, starter(peer)) for peer in (GRPC_ALONE, *peers)),
+    ]
     for title, start in turns:
         if (workload.id, title) in lap.left_out:
             continue

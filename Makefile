@@ -32,7 +32,7 @@ demo: $(VENV)/.demo ## a prompt becomes a 3-D object; writes out/demo (ARGS="--p
 	$(VENV)/bin/carv demo $(ARGS)
 
 test: $(VENV)/.dev ## the test suite (ARGS="tests/repository -k name")
-	$(PY) -m pytest $(or $(ARGS),-n 2 --dist loadgroup)
+	$(PY) -m pytest $(or $(ARGS),-n 2)
 
 test-statistics: $(VENV)/.dev ## the slow suites: statistics at depth, long proofs, the demo end to end
 	$(PY) -m pytest -m slow $(ARGS)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,16 +12,21 @@ from tests.support.process import ServerProcess
 # Small tensors: a second thread costs more than it brings, above all beside server processes.
 torch.set_num_threads(1)
 
-# Folders whose tests start servers and look at the clock: one worker runs them, one by one.
-_ONE_BY_ONE = {"bench", "demo", "lifecycle", "replicas", "server"}
+# Folders whose tests look at the clock beside servers: one worker runs them, one by one.
+_ONE_BY_ONE = ("bench", "demo", "lifecycle", "replicas", "server")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For ``make test``, which has two workers: each group goes to one of them, as a whole."""
-    for item in items:
-        folder, file = item.path.parts[-2:]
-        group = "servers" if folder in _ONE_BY_ONE else f"{folder}/{file}"
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of ``make test``, which has two workers: a folder goes to one of them, as a whole."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFolder(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            folder = nodeid.removeprefix("tests/").split("/")[0]
+            return "one by one" if folder in _ONE_BY_ONE else folder
+
+    return ByFolder(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -40,15 +40,14 @@ from carv_server.bench.peers.registry import (
     PEERS,
     SCRIPTS,
     Peer,
+    columns,
+    contenders,
 )
 from carv_server.bench.peers.run import Plan, measure_in_private
 from carv_server.bench.peers.scripts.work import load_work, predict_bytes
 from carv_server.bench.peers.workload import EVENT_SHAPE, Workload, simulated
-from carv_server.bench.tables import Origin
 from carv_server.teachers.registry import TeacherRegistration, load_teacher
 from carv_server.teachers.simulated import DeviceTiming, SimulatedTeacher
-
-ORIGIN = Origin("carv bench peers", "a machine", "2026-11-26")
 
 
 def test_the_simulated_device_is_that_of_the_server() -> None:
@@ -262,6 +261,15 @@ def test_a_peer_that_is_not_to_be_had(tmp_path: Path) -> None:
     assert said == [f"installing {peer.title}"]
 
 
+def test_grpc_alone_is_beside_the_simulated_device_and_needs_no_environment(tmp_path: Path) -> None:
+    assert contenders("simulated", PEERS) == (GRPC_ALONE, *PEERS)
+    assert contenders("network", PEERS) == PEERS
+    assert columns("simulated", PEERS) - columns("network", PEERS) == len(GRPC_WAYS)
+    said: list[str] = []
+    install(GRPC_ALONE, tmp_path / "venvs", said.append)
+    assert not said and not (tmp_path / "venvs").exists()
+
+
 def test_a_private_network_has_loopback_alone() -> None:
     """In a process of one thread, as the command enters it; skipped where the system refuses."""
     program = (
@@ -349,4 +357,8 @@ def test_the_plan_of_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (quick.peers, quick.workloads, quick.rounds) == (["mosec"], ["simulated"], 1)
     assert full.peers == [peer.id for peer in PEERS] and full.rounds == 4
     assert quick.seconds < full.seconds
-    assert windows(30, 4, 6, ["simulated"]) > windows(30, 4, 6, ["simulated", "network"]) >= 1.0
+    assert (
+        windows(30, 4, PEERS, ["simulated"])
+        > windows(30, 4, PEERS, ["simulated", "network"])
+        >= 1.0
+    )

@@ -87,6 +87,7 @@ def test_results_of_made_up_numbers(workload: Workload, tmp_path: Path) -> None:
         f"simulated, 4 clients: gRPC alone, open calls reaches {498.5 / 350.5:.3f}",
     ]
     assert f"{CARV_PREDICT} {495.5 / 420.5:.3f}" in limits[0]
+    assert f"{CARV_STREAM}, which also draws and reduces, {497.5 / 498.5:.3f}" in limits[1]
     book.write_summary(60.0, finished=False)
     assert "Broken off" in (tmp_path / "summary.md").read_text()
     documents = tmp_path / "docs"

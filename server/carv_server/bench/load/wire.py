@@ -35,7 +35,8 @@ class Target:
     """Where requests go.
 
     Attributes:
-        protocol: "grpc"; "grpc-stream", StreamGradients with a call that stays open; or "http".
+        protocol: "grpc"; "grpc-stream", a call that stays open, StreamGradients's or one whose
+            answers are as large; or "http".
         address: host:port.
         path: the gRPC method as /package.Service/Method, or the HTTP path to POST to.
         content_type: of an HTTP request's body.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from carv_server.bench.arguments import (
@@ -15,7 +16,7 @@ from carv_server.bench.arguments import (
     positive,
     today,
 )
-from carv_server.bench.peers.registry import CARV_WAYS, GRPC_WAYS, NETWORK_SLOWNESS, PEERS
+from carv_server.bench.peers.registry import NETWORK_SLOWNESS, PEERS, Peer, columns, contenders
 
 __all__ = ["register", "windows"]
 
@@ -76,13 +77,15 @@ def register(
     parser.set_defaults(run=interruptible(_run))
 
 
-def windows(length: float, rounds: int, peers: int, workloads: list[str]) -> float:
+def windows(length: float, rounds: int, peers: Sequence[Peer], workloads: Sequence[str]) -> float:
     """Seconds of a window on the simulated device, so that all takes about ``length`` minutes."""
-    besides = len(CARV_WAYS) + len(GRPC_WAYS)
-    slowness = sum(NETWORK_SLOWNESS if name == "network" else 1.0 for name in workloads)
-    starting = rounds * len(workloads) * (peers + 2) * _START_SECONDS
-    shares = rounds * (peers + besides) * len(_CLIENTS) * slowness
-    return max(_QUICK[0], (60.0 * length - starting) / shares - _WARM_SECONDS)
+    started = sum(1 + len(contenders(name, peers)) for name in workloads)
+    shares = sum(
+        columns(name, peers) * (NETWORK_SLOWNESS if name == "network" else 1.0)
+        for name in workloads
+    )
+    seconds = 60.0 * length - rounds * started * _START_SECONDS
+    return max(_QUICK[0], seconds / (rounds * shares * len(_CLIENTS)) - _WARM_SECONDS)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -97,13 +100,12 @@ def _run(arguments: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         return fail(f"{error}; install the benchmark with: pip install 'carv[demo]'", 2, "peers")
     peers: list[str] = arguments.peers or [peer.id for peer in PEERS]
+    chosen = [peer for peer in PEERS if peer.id in peers]
     workloads: list[str] = arguments.workloads or list(_WORKLOADS)
     rounds: int = arguments.rounds or (1 if arguments.quick else _ROUNDS)
     length: float = arguments.minutes or _FULL_MINUTES
     seconds, warm_seconds = (
-        _QUICK
-        if arguments.quick
-        else (windows(length, rounds, len(peers), workloads), _WARM_SECONDS)
+        _QUICK if arguments.quick else (windows(length, rounds, chosen, workloads), _WARM_SECONDS)
     )
     plan = Plan(
         peers=peers,

@@ -131,7 +131,7 @@ def running_peer(
     home: Path,
     log: Path,
 ) -> Iterator[Running]:
-    """A peer with the workload, in its own environment and home folder.
+    """A peer with the workload, in its environment and a home folder of its own.
 
     Raises:
         StartFailed: it ends, or does not give the answer within two minutes.
@@ -195,7 +195,8 @@ def _check(given: Float32Array, answer: Float32Array) -> None:
 
 
 def _environment(home: Path, variables: Mapping[str, str]) -> dict[str, str]:
-    """Of a peer: a home of its own, no sight of this package, one thread of computing."""
+    """Of a peer: a home of its own, nothing of what this process was told, one thread of
+    computing."""
     kept = {
         name: value
         for name, value in os.environ.items()

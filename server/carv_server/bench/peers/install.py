@@ -28,11 +28,14 @@ def python_of(peer: Peer, folder: Path) -> Path:
 
 
 def install(peer: Peer, folder: Path, say: Callable[[str], None]) -> None:
-    """Make the peer's environment below ``folder`` unless it is there with these requirements.
+    """Make the peer's environment below ``folder``, if it has one of its own, unless it is there
+    with these requirements.
 
     Raises:
         InstallFailed: it cannot be had here.
     """
+    if not peer.environment:
+        return
     environment = folder / peer.environment
     stamp = environment / _STAMP
     wanted = "\n".join([sys.version, *peer.requirements])

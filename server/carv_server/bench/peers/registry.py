@@ -25,6 +25,8 @@ __all__ = [
     "PEERS",
     "SCRIPTS",
     "Peer",
+    "columns",
+    "contenders",
 ]
 
 CARV_ESTIMATE = "CARV, EstimateGradient"
@@ -47,6 +49,7 @@ class Peer:
     Attributes:
         requirements: what pip installs, pinned.
         environment: name of its virtual environment; peers with the same requirements share one.
+            Empty: that of the benchmark itself.
         arguments: of its Python; "{port}" is replaced.
         protocol, path, content_type: as ``Target``.
         format: of its requests and answers, a key of ``codec.FORMATS``.
@@ -87,7 +90,7 @@ GRPC_ALONE = Peer(
     title="gRPC alone",
     requirements=(),
     environment="",
-    arguments=(str(SCRIPTS / "serve_grpc.py"),),
+    arguments=("-m", "carv_server.bench.peers.grpc_alone"),
     protocol="grpc",
     path="/carv.peers.Denoiser/Predict",
     format="plain",
@@ -95,10 +98,22 @@ GRPC_ALONE = Peer(
     window_seconds=0.0,
     stream_path="/carv.peers.Denoiser/PredictMany",
 )
-"""Nobody's server, and no peer: what one on Python's gRPC could reach that had nothing else to do,
-and knew its callers. Runs in the benchmark's own environment."""
+"""Nobody's server, and no peer: what one on Python's gRPC could reach with the simulated device
+that had nothing else to do, and knew its callers. With a network it would say little: CARV lays
+that out better for a CPU than the peers' work does, and a batch of all callers gains less."""
 GRPC_WAYS = tuple(GRPC_ALONE.targets(0))
 """How it is asked."""
+
+
+def contenders(workload: str, peers: Sequence[Peer]) -> tuple[Peer, ...]:
+    """Who is run beside CARV under a workload: "simulated", "network"."""
+    return (GRPC_ALONE, *peers) if workload == "simulated" else tuple(peers)
+
+
+def columns(workload: str, peers: Sequence[Peer]) -> int:
+    """How many ways of asking are measured under a workload, of CARV and of the contenders."""
+    ways = (each.targets(0) for each in contenders(workload, peers))
+    return len(CARV_WAYS) + sum(map(len, ways))
 
 
 PEERS: tuple[Peer, ...] = (

@@ -35,9 +35,9 @@ _TEXT = (
     "throughput in a process of its own in the same round. CARV is asked in three ways: "
     "PredictNoise is the peers' very work; EstimateGradient at K = 1 also draws (t, ε), makes the "
     "noise and reduces; StreamGradients asks for the same on a call that stays open, as "
-    "``client.submit`` does. gRPC alone is no server for use: it does the peers' work on Python's "
-    "gRPC, as CARV is built on, holds for a batch of all of its callers, and checks, accounts and "
-    "shares nothing. Processor time is that of all of a server's processes. "
+    "``client.submit`` does. gRPC alone is no server for use: it does the peers' work behind "
+    "Python's gRPC, which CARV is built on, holds for a batch of all of its callers, and checks, "
+    "accounts and shares nothing. Processor time is that of all of a server's processes. "
 )
 
 
@@ -257,11 +257,12 @@ def _limit(workload: Workload, readings: Sequence[Reading]) -> list[str]:
         return _mean(readings, name, 4, lambda r: r.share)
 
     best = max(map(share, others), key=lambda measured: measured.value)
-    pairs = zip(GRPC_WAYS, (CARV_PREDICT, CARV_STREAM), strict=True)
+    ways = ((CARV_PREDICT, ""), (CARV_STREAM, ", which also draws and reduces,"))
+    pairs = zip(GRPC_WAYS, ways, strict=True)
     return [
         f"{workload.id}, 4 clients: {limit} reaches {_words(share(limit).over(best))} times the "
-        f"best peer; {own} {_words(share(own).over(share(limit)))} of that."
-        for limit, own in pairs
+        f"best peer; {own}{more} {_words(share(own).over(share(limit)))} of that."
+        for limit, (own, more) in pairs
         if {limit, own} <= present
     ]
 

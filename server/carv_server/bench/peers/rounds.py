@@ -16,7 +16,7 @@ from carv_server.bench.load.bare import Bare, Forwards, measure_bare
 from carv_server.bench.load.flow import Load
 from carv_server.bench.load.measure import DriverFailed, measure
 from carv_server.bench.peers.contender import Ask, Running, StartFailed, running_carv, running_peer
-from carv_server.bench.peers.registry import GRPC_ALONE, Peer
+from carv_server.bench.peers.registry import Peer, contenders
 from carv_server.bench.peers.workload import Workload
 from carv_server.demo.process import ServerFailed
 
@@ -112,7 +112,7 @@ def run_round(
 
     turns = [
         ("CARV", carv),
-        *((peer.title, starter(peer)) for peer in (GRPC_ALONE, *peers)),
+        *((peer.title, starter(peer)) for peer in contenders(workload.id, peers)),
     ]
     for title, start in turns:
         if (workload.id, title) in lap.left_out:

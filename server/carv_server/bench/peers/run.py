@@ -99,7 +99,7 @@ def _measure(plan: Plan, *, private: bool, why: str) -> int:
     # After the network has changed: these start threads.
     from carv_server.bench.load.bare import BareFailed
     from carv_server.bench.load.book import Book
-    from carv_server.bench.peers.registry import CARV_WAYS, GRPC_WAYS, PEERS
+    from carv_server.bench.peers.registry import PEERS, columns
     from carv_server.bench.peers.report import write_document, write_results
     from carv_server.bench.peers.rounds import Lap, Site, run_round
     from carv_server.bench.peers.workload import network, simulated
@@ -124,9 +124,9 @@ def _measure(plan: Plan, *, private: bool, why: str) -> int:
                 reason = f"it listens on every interface, and a private network is refused: {why}"
             if reason is not None:
                 lap.left_out[workload.id, peer.title] = reason
-    besides = len(CARV_WAYS) + len(GRPC_WAYS)
-    windows = plan.rounds * (len(peers) + besides) * len(plan.clients)
-    expected = windows * (plan.seconds + plan.warm_seconds) * sum(w.slowness for w in workloads)
+    windows = sum(columns(each.id, peers) * each.slowness for each in workloads)
+    windows *= plan.rounds * len(plan.clients)
+    expected = windows * (plan.seconds + plan.warm_seconds)
     code = 0
     with Progress(expected) as progress:
         site = Site(output, plan.environments, progress.stage, progress.advance)

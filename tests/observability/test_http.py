@@ -89,6 +89,7 @@ def test_connections_that_say_nothing_are_bounded_and_let_go(
             said = await asyncio.wait_for(silent[-1][0].read(), 20)
             assert said.startswith(b"HTTP/1.1 408 ")
             await has_connections(server, 31)
+            monkeypatch.setattr(seconds, 60.0)
             assert (await fetch(server.address, "/a"))[0] == 200
             for _, each in silent:
                 each.close()

@@ -184,6 +184,7 @@ def test_grpc_alone_does_the_peers_work_a_full_batch_at_a_time(
             Path(files["row"]).write_bytes(ask.payload)
             load = Load(ask.target, files, clients=4, seconds=1.0, warm_seconds=0.3)
             for clients in (4, 1):
+                median = float("inf")
                 for _ in range(3):
                     observed = measure([replace(load, clients=clients)], running.pids).first
                     assert not observed.failures

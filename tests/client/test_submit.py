@@ -186,6 +186,7 @@ def test_a_deadline_ends_one_request_and_is_told_to_the_server() -> None:
     with Streaming(Held()) as server, connect(server) as client:
         slow = client.submit(LATENTS, C, seed=1)
         until(lambda: len(server.asked) == 1)
+        seconds = 0.0
         for seconds in DEADLINES:
             with pytest.raises(DeadlineExceededError, match=f"EstimateGradient within {seconds} s"):
                 client.submit(LATENTS, C, seed=2, timeout=seconds).result(20)

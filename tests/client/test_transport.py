@@ -141,7 +141,7 @@ def test_a_stalled_server_ends_with_the_deadline() -> None:
         connect(server) as client,
     ):
         client.list_teachers()  # connects, which may take a while
-        tries = 0
+        tries, seconds = 0, 0.0
         for seconds in DEADLINES:
             tries += 1
             with pytest.raises(DeadlineExceededError, match=f"within {seconds} s") as caught:

@@ -31,6 +31,10 @@ REQUESTS = {
 }
 STREAMS = {"RefineGradient", "ProfileTeacher"}
 
+DEADLINES = (0.3, 2.0, 10.0)
+"""Seconds, to be tried in turn until a call came to the server in time: a machine that stands still
+for longer than the deadline shows nothing."""
+
 
 @dataclass(frozen=True)
 class Refusal:

@@ -31,7 +31,7 @@ from carv_client import (
     TeacherClient,
     UnavailableError,
 )
-from tests.client.scripted_server import Answer, Refusal
+from tests.client.scripted_server import DEADLINES, Answer, Refusal
 from tests.client.submitted import (
     LATENTS,
     STREAM,
@@ -186,11 +186,15 @@ def test_a_deadline_ends_one_request_and_is_told_to_the_server() -> None:
     with Streaming(Held()) as server, connect(server) as client:
         slow = client.submit(LATENTS, C, seed=1)
         until(lambda: len(server.asked) == 1)
-        quick = client.submit(LATENTS, C, seed=2, timeout=1.0)
-        with pytest.raises(DeadlineExceededError, match=r"EstimateGradient within 1\.0 s"):
-            quick.result(20)
-        until(lambda: server.cancelled_ids == [server.asked[1].id])
-        assert 0.0 < server.asked[1].timeout_seconds <= 1.0
+        seconds = 0.0
+        for seconds in DEADLINES:
+            with pytest.raises(DeadlineExceededError, match=f"EstimateGradient within {seconds} s"):
+                client.submit(LATENTS, C, seed=2, timeout=seconds).result(20)
+            if len(server.asked) > 1:
+                break
+        until(lambda: {each.id for each in server.asked[1:]} <= set(server.cancelled_ids))
+        assert server.asked[0].id not in server.cancelled_ids
+        assert 0.0 < server.asked[-1].timeout_seconds <= seconds
         assert not slow.done()
 
 

@@ -27,6 +27,7 @@ from carv_server.serve import RunningServer
 from carv_server.teachers.simulated import DeviceTiming, SimulatedTeacher
 from tests.support.oracle import EVENT_SHAPE
 from tests.support.process import ServerProcess
+from tests.support.until import until
 
 LATENTS = np.random.default_rng(7).normal(size=(2, *EVENT_SHAPE)).astype(np.float32)
 
@@ -113,11 +114,10 @@ def test_the_planner_counts_overlapped_work_in_full(
 async def all_are_there(server: RunningServer, coming: Sequence[asyncio.Future[Estimate]]) -> None:
     """Until what is not answered has come to the server."""
     admission = server._front._admission
-    for _ in range(4000):
-        if sum(future.done() for future in coming) + admission._requests == len(coming):
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError(f"{admission._requests} requests are there")
+    await until(
+        lambda: sum(each.done() for each in coming) + admission._requests == len(coming),
+        f"{len(coming)} requests are answered or there",
+    )
 
 
 def test_no_request_is_lost_with_a_server_that_is_killed_or_stopped(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from carv_server.teachers.simulated import DeviceTiming, SimulatedTeacher
 from tests.server.teachers import GatedTeacher, running, waiting
 from tests.server.wire import Failure, create_async, estimate_request, failure_of, path
 from tests.support.timed import SHAPE, timed_request, unconditional_request
+from tests.support.until import until
 
 BUDGET = 8
 
@@ -99,13 +100,16 @@ def test_slots_of_what_ends_in_compute_return_within_one_microbatch(how: str) ->
             scheduler = _scheduler(server)
             end = await _under_way(channel, how, timed_request(handle, 1024), scheduler)
             await end()
-            await _until(lambda: scheduler.waiting == Waiting(0, 0), 10.0)
+            await until(lambda: scheduler.waiting == Waiting(0, 0), "nothing waits")
             ended_at = scheduler.snapshot().evaluations
             await estimate(timed_request(handle, 1, seed=1), timeout=30)
             snapshot = scheduler.snapshot()
             # What runs, what is bound behind it, and its own.
             assert snapshot.evaluations - ended_at <= 2 * BUDGET + 1
-            await _until(lambda: scheduler.snapshot().replicas[0].evaluations_in_flight == 0, 10.0)
+            await until(
+                lambda: scheduler.snapshot().replicas[0].evaluations_in_flight == 0,
+                "nothing is in flight",
+            )
             assert scheduler.snapshot().tenants == {}
             assert snapshot.cancelled + snapshot.expired == 1
             assert snapshot.evaluations < 1024 / 2, "it was computed all the same"
@@ -156,11 +160,11 @@ async def _under_way(
             answer = pb.StreamGradientsResponse.FromString(await stream.read())
             assert answer.error.code == grpc.StatusCode.CANCELLED.value[0]
 
-        await _until(lambda: scheduler.snapshot().microbatches >= 2, 10.0)
+        await until(lambda: scheduler.snapshot().microbatches >= 2, "a second microbatch")
         return leave
     timeout = 2.0 if how == "deadline" else 60.0
     call: Any = channel.unary_unary(path("EstimateGradient"))(data, timeout=timeout)
-    await _until(lambda: scheduler.snapshot().microbatches >= 2, 10.0)
+    await until(lambda: scheduler.snapshot().microbatches >= 2, "a second microbatch")
 
     async def end() -> None:
         if how == "cancelled":
@@ -172,13 +176,6 @@ async def _under_way(
             assert failure.code == grpc.StatusCode.DEADLINE_EXCEEDED
 
     return end
-
-
-async def _until(condition: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "not in time"
-        await asyncio.sleep(0.005)
 
 
 def test_priority_of_a_request_reaches_the_device() -> None:

@@ -19,6 +19,7 @@ from carv_server.settings.observability import MetricsConfig
 from tests.observability.support import fetch, watched
 from tests.server.teachers import GatedTeacher, oracle_teacher
 from tests.server.wire import create_async, estimate_request, path
+from tests.support.until import until
 
 
 @asynccontextmanager
@@ -60,12 +61,7 @@ def test_what_is_not_a_get_of_a_page_is_refused() -> None:
 
 
 async def has_connections(server: HttpServer, count: int) -> None:
-    """Until so many are open there."""
-    for _ in range(2000):
-        if len(server._connections) == count:
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError(f"{len(server._connections)} connections, not {count}")
+    await until(lambda: len(server._connections) == count, f"{count} connections")
 
 
 def test_connections_that_say_nothing_are_bounded_and_let_go(
@@ -89,6 +85,7 @@ def test_connections_that_say_nothing_are_bounded_and_let_go(
             said = await asyncio.wait_for(silent[-1][0].read(), 20)
             assert said.startswith(b"HTTP/1.1 408 ")
             await has_connections(server, 31)
+            monkeypatch.setattr(seconds, 60.0)
             assert (await fetch(server.address, "/a"))[0] == 200
             for _, each in silent:
                 each.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -29,6 +28,7 @@ from carv_server.serve import RunningServer
 from carv_server.teachers.protocol import Teacher
 from carv_server.teachers.registry import TeacherRegistration
 from tests.server.wire import path
+from tests.support.until import until as until_within
 
 __all__ = ["CONFIG", "Served", "pool_of", "serving", "simulated_folder", "until"]
 
@@ -68,12 +68,9 @@ def pool_of(
     return RayPool(cluster, settings, config)
 
 
-async def until(condition: Callable[[], bool], what: str, seconds: float = _SECONDS) -> None:
-    loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
-    while not condition():
-        assert loop.time() < end, f"not within {seconds:g} s: {what}"
-        await asyncio.sleep(0.01)
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """For as long as processes may take to start."""
+    await until_within(condition, what, _SECONDS)
 
 
 @dataclass(frozen=True)

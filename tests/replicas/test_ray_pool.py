@@ -177,7 +177,9 @@ def test_a_frozen_replica_is_found_by_its_probe_ended_and_replaced(
         replica._config = replace(replica._config, probe_timeout_seconds=1.5)
         os.kill(pid, signal.SIGSTOP)
         await until(lambda: len(pool.warm) == 1, "its silence is seen")
-        assert replica._lost.result() == "no answer within 1.5 s"
+        # A probe may have been out already. A forward's time is neither.
+        limits = (1.5, CONFIG.probe_timeout_seconds)
+        assert replica._lost.result() in {f"no answer within {limit:g} s" for limit in limits}
         assert alive(pid)
 
     run(_through_a_loss(pool, freeze))
@@ -320,8 +322,10 @@ def test_a_budget_is_measured_once_for_all(
         pool = Told(cluster, settings, CONFIG)
         await pool.start()
         try:
-            assert told == [None, pool.evaluation_budget] and pool.evaluation_budget >= 1
-            assert [replica.evaluation_budget for replica in pool.warm] == [told[1]] * 2
+            first, second = told
+            assert first is None, "it measures"
+            assert second == pool.evaluation_budget >= 1, "it is told what the first measured"
+            assert [replica.evaluation_budget for replica in pool.warm] == [second] * 2
         finally:
             await pool.stop()
 

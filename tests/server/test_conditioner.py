@@ -35,6 +35,7 @@ from carv_server.tenants.quota import Quota
 from tests.server.teachers import Wrapped, oracle_teacher
 from tests.server.wire import failure_of, path
 from tests.support.tenants import bearer, serving, tenant
+from tests.support.until import until
 
 MOST_WAITING = 16
 
@@ -267,11 +268,9 @@ def _request(*class_ids: int) -> bytes:
 async def _present(server: RunningServer, sources: int) -> None:
     """Until so many are encoded or wait to be."""
     turns = server._front._service._conditioner._turns
-    for _ in range(1000):
-        if sum(each.present for each in turns.values()) == sources:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"{turns}, not {sources}")
+    await until(
+        lambda: sum(each.present for each in turns.values()) == sources, f"{sources} sources"
+    )
 
 
 def test_a_flood_of_prompts_is_one_ahead_of_another_tenant() -> None:

@@ -1,12 +1,16 @@
-"""A laboratory over the oracle teacher: closed forms, and nearly free evaluations."""
+"""A laboratory over the oracle teacher: closed forms, and nearly free evaluations. And what the
+peers serve."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from carv_server.bench.laboratory import Laboratory
+from carv_server.bench.peers.workload import Workload, simulated
 from carv_server.bench.states import State
 from carv_server.replicas.protocol import Conditioning
 from carv_server.teachers.analytic import AnalyticTeacher
@@ -32,3 +36,8 @@ def state() -> State:
     noise = np.random.default_rng(1).normal(size=EVENT_SHAPE)
     latents = (oracle_mixture().means[1] + 0.8 * noise).astype(np.float32).reshape(-1)
     return State("prompt", "kind", PROMPT, latents)
+
+
+@pytest.fixture
+def workload(tmp_path: Path) -> Workload:
+    return simulated(tmp_path, (1, 4, 16))

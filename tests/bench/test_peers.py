@@ -45,7 +45,7 @@ from carv_server.bench.peers.registry import (
 )
 from carv_server.bench.peers.run import Plan, measure_in_private
 from carv_server.bench.peers.scripts.work import load_work, predict_bytes
-from carv_server.bench.peers.workload import EVENT_SHAPE, Workload, simulated
+from carv_server.bench.peers.workload import EVENT_SHAPE, Workload
 from carv_server.teachers.registry import TeacherRegistration, load_teacher
 from carv_server.teachers.simulated import DeviceTiming, SimulatedTeacher
 
@@ -140,11 +140,6 @@ def test_every_peer_is_pinned_and_has_its_script() -> None:
         assert all(Path(a).is_file() for a in named)
     by_environment = {(peer.environment, tuple(peer.requirements)) for peer in PEERS}
     assert len({environment for environment, _ in by_environment}) == len(by_environment)
-
-
-@pytest.fixture
-def workload(tmp_path: Path) -> Workload:
-    return simulated(tmp_path, (1, 4, 16))
 
 
 def test_carv_does_the_peers_work(workload: Workload, tmp_path: Path) -> None:

@@ -20,16 +20,11 @@ from carv_server.bench.peers.registry import (
 )
 from carv_server.bench.peers.report import write_document, write_results
 from carv_server.bench.peers.rounds import Lap, Reading
-from carv_server.bench.peers.workload import Workload, simulated
+from carv_server.bench.peers.workload import Workload
 from carv_server.bench.tables import Origin
 from tests.bench.test_outputs import check_picture
 
 ORIGIN = Origin("carv bench peers", "a machine", "2026-11-26")
-
-
-@pytest.fixture
-def workload(tmp_path: Path) -> Workload:
-    return simulated(tmp_path, (1, 4, 16))
 
 
 def reading(name: str, number: int, clients: int, rate: float) -> Reading:

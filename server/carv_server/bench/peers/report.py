@@ -137,8 +137,7 @@ def _shares(
     )
     for name in _names(readings):
         shares = [
-            _mean(readings, name, clients, lambda r: r.share)
-            for clients in sorted(workload.clients, reverse=True)
+            _share(readings, name, clients) for clients in sorted(workload.clients, reverse=True)
         ]
         failed = sum(r.failures for r in readings if r.contender == name)
         said = next((r.failure for r in readings if r.contender == name and r.failures), "")
@@ -190,21 +189,13 @@ def _targets(workload: Workload, readings: Sequence[Reading]) -> list[Target]:
     least of the ways that CARV is asked in; the lead also by calls that stay open, which is how
     ``client.submit`` asks."""
     found: list[Target] = []
-    others = _peers(readings)
     most = max(workload.clients)
-
-    def share(name: str, clients: int) -> Measured:
-        return _mean(readings, name, clients, lambda r: r.share)
-
     ours = [name for name in _names(readings) if name in CARV_WAYS]
     if not ours:
         return found
 
-    def by_value(name_and_share: tuple[str, Measured]) -> float:
-        return name_and_share[1].value
-
     def least_share(clients: int) -> Measured:
-        return min(((name, share(name, clients)) for name in ours), key=by_value)[1]
+        return min((_share(readings, name, clients) for name in ours), key=lambda each: each.value)
 
     least = least_share(most)
     wanted = _TARGET_SHARES[workload.id]
@@ -215,8 +206,8 @@ def _targets(workload: Workload, readings: Sequence[Reading]) -> list[Target]:
             least.value >= wanted,
         )
     )
-    if others:
-        name, best = max(((name, share(name, most)) for name in others), key=by_value)
+    if (leader := _best_peer(readings, most)) is not None:
+        name, best = leader
         found.append(
             Target(
                 f"{workload.id}, {most} clients: ahead of every peer",
@@ -224,11 +215,12 @@ def _targets(workload: Workload, readings: Sequence[Reading]) -> list[Target]:
                 least.value > best.value,
             )
         )
-    if others and workload.id == "simulated" and 4 in workload.clients:
-        name, best = max(((name, share(name, 4)) for name in others), key=by_value)
+    leader = _best_peer(readings, 4) if 4 in workload.clients else None
+    if leader is not None and workload.id == "simulated":
+        name, best = leader
         leads = {"": least_share(4)}
         if CARV_STREAM in ours:
-            leads[" on open calls"] = share(CARV_STREAM, 4)
+            leads[" on open calls"] = _share(readings, CARV_STREAM, 4)
         for asked, own in leads.items():
             lead = own.over(best)
             found.append(
@@ -242,21 +234,27 @@ def _targets(workload: Workload, readings: Sequence[Reading]) -> list[Target]:
     return found
 
 
-def _peers(readings: Sequence[Reading]) -> list[str]:
-    return [name for name in _names(readings) if name not in (*CARV_WAYS, *GRPC_WAYS)]
+def _share(readings: Sequence[Reading], name: str, clients: int) -> Measured:
+    return _mean(readings, name, clients, lambda r: r.share)
+
+
+def _best_peer(readings: Sequence[Reading], clients: int) -> tuple[str, Measured] | None:
+    peers = (name for name in _names(readings) if name not in (*CARV_WAYS, *GRPC_WAYS))
+    shares = ((name, _share(readings, name, clients)) for name in peers)
+    return max(shares, key=lambda each: each[1].value, default=None)
 
 
 def _limit(workload: Workload, readings: Sequence[Reading]) -> list[str]:
     """What leads at four clients a front on Python's gRPC may have at most."""
     present = set(_names(readings))
-    others = _peers(readings)
-    if workload.id != "simulated" or 4 not in workload.clients or not others:
+    leader = _best_peer(readings, 4) if 4 in workload.clients else None
+    if leader is None:
         return []
+    _, best = leader
 
     def share(name: str) -> Measured:
-        return _mean(readings, name, 4, lambda r: r.share)
+        return _share(readings, name, 4)
 
-    best = max(map(share, others), key=lambda measured: measured.value)
     ways = ((CARV_PREDICT, ""), (CARV_STREAM, ", which also draws and reduces,"))
     pairs = zip(GRPC_WAYS, ways, strict=True)
     return [
